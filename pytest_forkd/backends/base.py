@@ -1,0 +1,143 @@
+"""What the session asks of a backend, and what a backend tells the session."""
+
+from __future__ import annotations
+
+import abc
+import socket
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from pytest_forkd.channel.gateway import EventQueue
+
+__all__ = ["Backend", "BackendError", "Listener", "RunRequest", "WorkerEnd"]
+
+
+class BackendError(Exception):
+    """A backend cannot do what it was asked for; the message says why and what to do."""
+
+
+@dataclass
+class RunRequest:
+    """What a collector needs to know about a run.
+
+    :ivar args: pytest's command line.
+    :ivar cwd: the directory that pytest was started in.
+    :ivar environ: the controller's environment.
+    :ivar sys_path: the import path, as it was before any conftest changed it.
+    :ivar mainargv: the controller's ``sys.argv``.
+    :ivar sigint: whether Ctrl-C interrupts the controller (it does not under ``nohup ... &``).
+    :ivar nodes: each node's ``workerinput``, packed (see ``channel.events.pack_object``).
+    :ivar basetemp: the first node's base temporary directory.
+    :ivar warm: the warm level that was asked for: ``auto``, ``collection`` or ``imports``.
+    :ivar level: the warm level to try: ``collection`` or ``imports``.
+    :ivar modules: third-party modules to import at level ``imports``; ``None`` if unknown.
+    :ivar testpaths: where pytest looks for tests when the command line names no path.
+    """
+
+    args: list[str]
+    cwd: str
+    environ: dict[str, str]
+    sys_path: list[str]
+    mainargv: list[str]
+    sigint: bool
+    warm: str
+    level: str
+    nodes: list[str] = field(default_factory=list)
+    basetemp: str | None = None
+    modules: list[str] | None = None
+    testpaths: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as JSON-serializable fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class WorkerEnd:
+    """How a worker process ended.
+
+    :ivar reason: in words, such as ``signal SIGSEGV`` or ``exit code 3``.
+    :ivar clean: it ended with status 0.
+    :ivar dump: what faulthandler wrote, if anything.
+    :ivar out: what it had written to standard output since its last report.
+    :ivar err: the same for standard error.
+    """
+
+    reason: str
+    clean: bool = False
+    dump: str = ""
+    out: str = ""
+    err: str = ""
+
+
+class Listener(Protocol):
+    """Who a backend talks to; called from the controller's main loop."""
+
+    def on_collector_message(self, message: dict[str, Any]) -> None:
+        """The collector sent ``warm``, ``unsuitable``, ``ended`` or ``usage_error``."""
+
+    def on_collector_lost(self, reason: str) -> None:
+        """The collector or its parent died unasked; its workers die with it."""
+
+    def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
+        """A worker's process has ended."""
+
+
+class Backend(abc.ABC):
+    """Makes workers by cloning.
+
+    A backend is started once, serves one collector at a time, and is closed once. ``start`` and
+    ``close`` belong to whoever made it; the rest to the session.
+    """
+
+    #: As in ``--forkd-backend``.
+    name: str
+    #: Whether controller and worker can lock the same file.
+    shares_files: bool
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Begin to make a parent, without waiting for it.
+
+        :raises BackendError: if that is impossible here.
+        """
+
+    @abc.abstractmethod
+    def rinfo(self) -> dict[str, Any]:
+        """What ``gateway._rinfo()`` tells of a worker before it exists."""
+
+    @abc.abstractmethod
+    def begin(self, request: RunRequest, events: EventQueue, listener: Listener) -> None:
+        """Start a collector for ``request``; its answers go to ``listener``.
+
+        :raises BackendError: if there is no parent, or a module could not be preloaded.
+        """
+
+    @abc.abstractmethod
+    def spawn(
+        self,
+        worker: str,
+        workerinput: str,
+        basetemp: str | None,
+        channel: socket.socket,
+        claims_fd: int,
+    ) -> None:
+        """Have a worker made; ``channel`` and ``claims_fd`` stay the caller's to close.
+
+        :raises BackendError: if the collector is gone.
+        """
+
+    @abc.abstractmethod
+    def signal(self, worker: str, signum: int) -> None:
+        """Send a signal to a worker, if it exists."""
+
+    @abc.abstractmethod
+    def end_run(self, timeout: float) -> None:
+        """Want no more workers; wait until the collector has seen the last one end.
+
+        :param timeout: seconds to wait before they are killed.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End everything at once, and leave nothing behind; safe to call twice."""

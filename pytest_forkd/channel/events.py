@@ -1,0 +1,166 @@
+"""What a worker tells the controller, as JSON.
+
+A message is a JSON list of events, each a list that starts with the event's name:
+
+=================  =====================================================================
+``start``          ``[index]``: the item is about to run
+``logstart``       ``[index]`` or ``[nodeid, location]``
+``logfinish``      ``[index]`` or ``[nodeid, location]``
+``report``         ``[data]``: a test report, see :func:`pack_report`
+``complete``       ``[index, seconds]``: the item's run-test protocol has ended
+``collectreport``  ``[data]``: a collection report that did not pass
+``warning``        ``[data, when, nodeid, location]``
+``ready``          ``[workerinfo]``
+``collection``     ``[ids, locations]``, only from a worker that collected for itself
+``unscheduled``    ``[indices]``: given back after a ``steal``
+``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
+``internal_error`` ``[text]``
+``finished``       ``[workeroutput]``, packed by :func:`pack_object`
+=================  =====================================================================
+
+A worker is not trusted: what it sends is decoded to builtins only. JSON is fast, but has neither
+tuples nor bytes; fields that pytest documents as tuples are made tuples again on arrival, and
+values that JSON cannot keep travel as execnet's own serialization of builtins.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+from execnet import DumpError, dumps, loads
+
+__all__ = [
+    "decode_batch",
+    "encode_batch",
+    "pack_object",
+    "pack_report",
+    "unpack_object",
+    "unpack_report",
+]
+
+_SCALARS = (str, int, float, bool, type(None))
+#: The fields that pytest's own reports have (pytest 8 and 9: ``TestReport``, ``CollectReport``).
+_PLAIN_FIELDS = frozenset(
+    {
+        "$report_type",
+        "duration",
+        "item_index",
+        "keywords",
+        "location",
+        "longrepr",
+        "nodeid",
+        "outcome",
+        "result",
+        "sections",
+        "start",
+        "stop",
+        "testrun_uid",
+        "user_properties",
+        "when",
+        "worker_id",
+    }
+)
+
+
+def pack_object(obj: object) -> str:
+    """Builtins of any nesting (tuples, sets and bytes included) as a JSON string.
+
+    :raises execnet.DumpError: for anything that is not a builtin.
+    """
+    return base64.b64encode(dumps(obj)).decode("ascii")
+
+
+def unpack_object(text: str) -> Any:
+    """The inverse of :func:`pack_object`; builds builtins only, whatever ``text`` holds.
+
+    :raises ValueError: if ``text`` is nothing that :func:`pack_object` makes.
+    """
+    try:
+        return loads(base64.b64decode(text, validate=True))
+    except ValueError:
+        raise
+    except Exception as exc:
+        raise ValueError(f"not a packed object: {type(exc).__name__}: {exc}") from exc
+
+
+def pack_report(data: dict[str, Any]) -> dict[str, Any]:
+    """Make a report that pytest serialized ready for JSON.
+
+    :param data: what ``pytest_report_to_serializable`` returned.
+    :returns: the same fields; those that plugins added and JSON could not keep are moved,
+        packed, to ``"$packed"``.
+    :raises execnet.DumpError: if a plugin's field holds something that is no builtin, as it would
+        under xdist.
+    """
+    foreign = {
+        key: value
+        for key, value in data.items()
+        if key not in _PLAIN_FIELDS and type(value) not in _SCALARS
+    }
+    properties = data.get("user_properties")
+    if properties and not all(
+        type(part) in _SCALARS for pair in properties for part in _parts(pair)
+    ):
+        foreign["user_properties"] = properties
+    if not foreign:
+        return data
+    plain = {key: value for key, value in data.items() if key not in foreign}
+    plain["$packed"] = pack_object(foreign)
+    return plain
+
+
+def _parts(pair: object) -> tuple[object, ...]:
+    return tuple(pair) if isinstance(pair, (tuple, list)) else (pair,)
+
+
+def unpack_report(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of :func:`pack_report`, with tuples where pytest's reports have tuples.
+
+    :raises ValueError: if ``data`` is no report.
+    """
+    if not isinstance(data, dict) or not isinstance(data.get("nodeid"), str):
+        raise ValueError("a report without a node id")
+    for key in ("location", "longrepr"):
+        if isinstance(data.get(key), list):
+            data[key] = tuple(data[key])
+    for key in ("sections", "user_properties"):
+        pairs = data.get(key)
+        if pairs:
+            if not isinstance(pairs, list):
+                raise ValueError(f"a report whose {key} are no list")
+            data[key] = [tuple(pair) if isinstance(pair, list) else pair for pair in pairs]
+    packed = data.pop("$packed", None)
+    if packed is not None:
+        foreign = unpack_object(packed)
+        if not isinstance(foreign, dict):
+            raise ValueError("a report with packed fields that are no mapping")
+        data.update(foreign)
+    return data
+
+
+def encode_batch(events: list[list[Any]]) -> bytes:
+    """A message of several events.
+
+    :raises execnet.DumpError: if an event holds something that is no builtin; it names the event.
+    """
+    try:
+        return json.dumps(events, separators=(",", ":")).encode("ascii")
+    except (TypeError, ValueError) as exc:
+        names = ", ".join(sorted({str(event[0]) for event in events}))
+        raise DumpError(f"cannot send to the controller ({names}): {exc}") from exc
+
+
+def decode_batch(payload: bytes) -> list[list[Any]]:
+    """The events of a message.
+
+    :raises ValueError: if it is not a list of events.
+    """
+    events = json.loads(payload)
+    if not isinstance(events, list):
+        raise ValueError("a message is not a list of events")
+    for event in events:
+        if not (isinstance(event, list) and event and isinstance(event[0], str)):
+            raise ValueError("an event has no name")
+    return events

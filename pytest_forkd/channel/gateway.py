@@ -1,0 +1,255 @@
+"""The controller's end of a worker's channel: a real execnet gateway without a thread.
+
+xdist gives every worker a receiver thread in the controller. With one message a test those threads
+spend their time waking each other up, so here the controller's main loop reads all sockets itself:
+:class:`CloneGateway` starts no thread, and :class:`EventQueue` stands where xdist's session has a
+:class:`queue.Queue` and fills itself from whatever socket has something to say.
+"""
+
+from __future__ import annotations
+
+import collections
+import queue
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import execnet
+from execnet.gateway import Gateway, RInfo
+from execnet.gateway_base import Message
+
+if TYPE_CHECKING:
+    from execnet.gateway_base import ExecModel
+
+__all__ = ["MAX_MESSAGE_BYTES", "CloneGateway", "EventQueue", "SocketIO"]
+
+#: A test's reports with all their output; what is larger ends the worker that sent it.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+_HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
+_CHUNK = 256 * 1024
+
+
+class EventQueue:
+    """A queue of events, fed by ``put`` and by the readiness of registered files.
+
+    It has the part of :class:`queue.Queue`'s interface that ``xdist.dsession.DSession`` uses.
+    Everything happens in the thread that calls :meth:`get`.
+    """
+
+    def __init__(self) -> None:
+        self._events: collections.deque[tuple[str, dict[str, Any]]] = collections.deque()
+        self._selector = selectors.DefaultSelector()
+
+    def put(self, event: tuple[str, dict[str, Any]]) -> None:
+        """Append an event: its name and its arguments."""
+        self._events.append(event)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> tuple[str, dict[str, Any]]:
+        """The next event.
+
+        :param timeout: seconds to wait for one; ``None`` waits for ever.
+        :raises queue.Empty: when none came in time.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._events:
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self.poll(remaining if block else 0)
+            if not self._events and (
+                not block or (deadline is not None and time.monotonic() >= deadline)
+            ):
+                raise queue.Empty
+        return self._events.popleft()
+
+    def poll(self, timeout: float | None) -> None:
+        """Wait for a registered file to be ready and let its callback run."""
+        for key, _mask in self._selector.select(timeout):
+            key.data()
+
+    def register(self, fileobj: Any, callback: Callable[[], object]) -> None:
+        """Call ``callback`` whenever ``fileobj`` can be read, until :meth:`unregister`."""
+        self._selector.register(fileobj, selectors.EVENT_READ, callback)
+
+    def unregister(self, fileobj: Any) -> None:
+        """Forget ``fileobj``; nothing happens if it is not registered (any more)."""
+        try:
+            self._selector.unregister(fileobj)
+        except (KeyError, ValueError):
+            pass
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._events.clear()
+        self._selector.close()
+
+
+class SocketIO:
+    """execnet's IO object over a connected stream socket, which it owns."""
+
+    error = (OSError, EOFError)
+    #: Seconds that a write may wait for a worker to read.
+    write_timeout = 60.0
+
+    def __init__(self, sock: socket.socket, execmodel: ExecModel) -> None:
+        self.execmodel = execmodel
+        self._sock = sock
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once closed."""
+        return self._sock.fileno()
+
+    def read(self, numbytes: int) -> bytes:
+        """Not used: :meth:`receive` reads, from the main loop."""
+        raise NotImplementedError("a clone's gateway has no receiver thread")
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` whole.
+
+        :raises OSError: if the worker is gone, or has read nothing for :attr:`write_timeout`.
+        """
+        self._sock.settimeout(self.write_timeout)
+        self._sock.sendall(data)
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """Read what has arrived, without waiting.
+
+        :returns: the complete messages, and whether the peer has closed.
+        :raises ValueError: on a message that no worker of ours would send.
+        """
+        eof = False
+        while True:
+            try:
+                data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                eof = True
+                break
+            if not data:
+                eof = True
+                break
+            self._buffer += data
+            if len(data) < _CHUNK or len(self._buffer) > MAX_MESSAGE_BYTES:
+                break
+        return self._take(), eof
+
+    def _take(self) -> list[Message]:
+        messages = []
+        position = 0
+        view = self._buffer
+        while len(view) - position >= _HEADER.size:
+            code, channel_id, length = _HEADER.unpack_from(view, position)
+            if not 0 <= length <= MAX_MESSAGE_BYTES or code not in Message._types:
+                raise ValueError(f"a message of type {code} and {length} bytes")
+            end = position + _HEADER.size + length
+            if len(view) < end:
+                break
+            messages.append(Message(code, channel_id, bytes(view[position + _HEADER.size : end])))
+            position = end
+        del self._buffer[:position]
+        return messages
+
+    def close_read(self) -> None:
+        """Close the socket (execnet calls this and :meth:`close_write` at the end)."""
+        self._sock.close()
+
+    def close_write(self) -> None:
+        """Tell the worker that nothing more comes."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def wait(self) -> None:
+        """Nothing to wait for: the backend owns the process."""
+
+    def kill(self) -> None:
+        """Nothing to kill: the backend owns the process."""
+
+
+class CloneGateway(Gateway):
+    """An execnet gateway to a worker that is a clone.
+
+    :param io: the channel's socket.
+    :param spec: xdist's specification of the node; ``spec.id`` is the worker's name.
+    :param events: the controller's main loop.
+    :param rinfo: what ``_rinfo()`` answers (executable, version, platform, cwd, pid): plugins ask
+        for it while the clone does not exist yet, and it is the parent's anyway.
+    """
+
+    def __init__(
+        self, io: SocketIO, spec: execnet.XSpec, events: EventQueue, rinfo: dict[str, Any]
+    ) -> None:
+        super().__init__(io, spec)
+        self._clone_io = io
+        self._events = events
+        self._cache_rinfo = RInfo(rinfo)
+        #: Called with a description when the worker broke the protocol.
+        self.on_protocol_error: Callable[[str], None] | None = None
+        self._open = True
+        events.register(io.fileno(), self.read_available)
+
+    def _initreceive(self) -> None:
+        """Start no receiver thread: :meth:`read_available` is called by the main loop."""
+
+    def remote_exec(self, source: object, **kwargs: object) -> Any:
+        """Refused: a clone gets its code from the parent, not from the controller.
+
+        :raises RuntimeError: always, naming what to use instead.
+        """
+        raise RuntimeError(
+            f"pytest-forkd: gateway.remote_exec() is not available for worker {self.id}, which is "
+            "a clone of a prewarmed parent; implement pytest_forkd_worker_start(config, "
+            "workerinput) in a conftest.py or plugin to run code in each worker"
+        )
+
+    def read_available(self) -> bool:
+        """Handle messages that have arrived.
+
+        :returns: whether there was anything.
+        """
+        if not self._open:
+            return False
+        try:
+            messages, eof = self._clone_io.receive()
+            for message in messages:
+                if message.msgcode not in _FROM_WORKER:
+                    raise ValueError(f"a worker may not send {message!r}")
+                message.received(self)
+        except Exception as exc:
+            self.stop_reading()
+            if self.on_protocol_error is not None:
+                self.on_protocol_error(f"{type(exc).__name__}: {exc}")
+            return False
+        if eof:
+            self.stop_reading()
+            self._channelfactory._finished_receiving()
+        return bool(messages)
+
+    def drain(self) -> bool:
+        """Handle everything that has arrived.
+
+        :returns: whether the stream has ended, so that nothing more can come.
+        """
+        while self.read_available():
+            pass
+        return not self._open
+
+    def stop_reading(self) -> None:
+        """Look at nothing more that the worker sends."""
+        if self._open:
+            self._open = False
+            self._events.unregister(self._clone_io.fileno())
+
+    def close(self) -> None:
+        """Close the socket; safe to call twice."""
+        self.stop_reading()
+        self._clone_io.close_read()
+
+
+_FROM_WORKER = frozenset(
+    {Message.CHANNEL_DATA, Message.CHANNEL_CLOSE, Message.CHANNEL_LAST_MESSAGE}
+)

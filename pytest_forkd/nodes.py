@@ -1,0 +1,320 @@
+"""xdist's node manager and worker controller, over clones that a backend makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+import execnet
+import pytest
+from xdist.workermanage import Marker, NodeManager, WorkerController
+
+from pytest_forkd.backends.base import Backend, BackendError, RunRequest, WorkerEnd
+from pytest_forkd.channel.claims import Claims, claims_file
+from pytest_forkd.channel.events import decode_batch, pack_object
+from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.wire import CHANNEL_ID
+
+__all__ = ["ForkdNodeManager", "ForkdWorkerController"]
+
+
+class ForkdWorkerController(WorkerController):
+    """The controller's view of one worker.
+
+    Life cycle: made when the run is set up, and configured by ``pytest_configure_node``; spawned
+    once the collection is known; then its messages become events of the session, until it has
+    finished or its process has ended.
+    """
+
+    nodemanager: ForkdNodeManager
+    gateway: CloneGateway
+
+    def __init__(
+        self,
+        nodemanager: ForkdNodeManager,
+        gateway: CloneGateway,
+        config: pytest.Config,
+        events: EventQueue,
+        theirs: socket.socket,
+    ) -> None:
+        super().__init__(nodemanager, gateway, config, events.put)
+        self._theirs: socket.socket | None = theirs
+        self._claims: Claims | None = None
+        #: The worker's base temporary directory, below the controller's.
+        self.basetemp: str | None = None
+        #: The ids of its items; the same list for all workers that share a collection.
+        self.ids: list[str] | None = None
+        #: Whether its session has had an internal error.
+        self.internal_error = False
+        #: Index and location of the item that is running, as far as the worker has told.
+        self.running: int | None = None
+        self.location: Any = None
+        #: Sections of the setup report of the running item: part of the story if it crashes.
+        self.sections: list[tuple[str, str]] = []
+        #: How the process ended, once it has.
+        self.end: WorkerEnd | None = None
+        #: ``(kind, message, returncode)`` if the worker's session was interrupted.
+        self.interruption: tuple[str, str, int | None] | None = None
+        gateway.on_protocol_error = self.broke_protocol
+
+    @property
+    def spawned(self) -> bool:
+        """Whether the backend has been asked for the process."""
+        return self._theirs is None
+
+    @property
+    def down(self) -> bool:
+        """Whether the worker has finished or died."""
+        return self._down
+
+    def setup(self) -> None:
+        """Let plugins configure the node; the process comes later, see :meth:`spawn`."""
+        self.log("setting up worker session")
+        factory = getattr(self.config, "_tmp_path_factory", None)
+        if factory is not None:
+            self.basetemp = str(factory.getbasetemp() / f"popen-{self.gateway.id}")
+        self.config.hook.pytest_configure_node(node=self)
+        self.channel = self.gateway.newchannel()
+        if self.channel.id != CHANNEL_ID:
+            raise RuntimeError(f"a plugin has opened a channel on {self.gateway!r}")
+        self.channel.setcallback(self.process_from_remote, endmarker=Marker.END)
+
+    def packed_workerinput(self) -> str:
+        """The node's ``workerinput``, ready to be sent.
+
+        :raises pytest.UsageError: if a plugin put in what is no builtin; execnet could not send it
+            either.
+        """
+        try:
+            return pack_object(self.workerinput)
+        except execnet.DumpError as exc:
+            raise pytest.UsageError(
+                f"pytest_configure_node: cannot send the workerinput of {self.gateway.id}: {exc}\n"
+                "Only builtins can be sent to a worker: str, int, list, dict and the like."
+            ) from exc
+
+    def spawn(self, backend: Backend) -> None:
+        """Ask for the process."""
+        assert self._theirs is not None
+        self._claims = Claims(claims_file())
+        with self._theirs as theirs:
+            self._theirs = None
+            backend.spawn(
+                self.gateway.id,
+                self.packed_workerinput(),
+                self.basetemp,
+                theirs,
+                self._claims.fd,
+            )
+
+    def discard(self) -> None:
+        """Let go of a node that will have no process, or whose process is gone."""
+        self._down = True
+        self.gateway.close()
+        if self._theirs is not None:
+            self._theirs.close()
+            self._theirs = None
+        if self._claims is not None:
+            self._claims.close()
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def sendcommand(self, name: str, **kwargs: object) -> None:
+        """Send a command, as JSON; a worker that has gone is told nothing.
+
+        Its end is an event of its own, which also gives back what it had been sent.
+        """
+        if self._down or self.end is not None:
+            return
+        self.log(f"sending command {name}(**{kwargs})")
+        payload = json.dumps([name, kwargs], separators=(",", ":")).encode("ascii")
+        try:
+            self.channel.send(payload)
+        except OSError:
+            self.log("the worker has gone")
+
+    def send_runtest_some(self, indices: Any) -> None:
+        """Queue the items at ``indices``."""
+        if self._claims is not None:
+            for index in indices:
+                self._claims.release(index)  # it may have been taken back from this very worker
+        super().send_runtest_some(list(indices))
+
+    def send_steal(self, indices: Any) -> None:
+        """Take back what the worker has not begun of ``indices``.
+
+        On the same host that needs no answer: who locks the item's byte first has it.
+        """
+        if self._claims is None or not self.nodemanager.backend.shares_files:
+            super().send_steal(list(indices))
+            return
+        taken = [index for index in indices if self._claims.claim(index)]
+        self.notify_inproc("unscheduled", node=self, indices=taken)
+
+    # -- what comes back -----------------------------------------------------------------------
+
+    def process_from_remote(self, eventcall: Any) -> None:
+        """Hand a message to the session; it is decoded there."""
+        if eventcall is Marker.END:
+            self.log("channel closed")  # how it ended is told by the backend
+        elif isinstance(eventcall, bytes):
+            self.notify_inproc("batch", node=self, payload=eventcall)
+        else:
+            self.broke_protocol(f"a {type(eventcall).__name__} instead of a message")
+
+    def finished(self, workeroutput: dict[str, Any]) -> None:
+        """The worker's session has ended in good order."""
+        self._down = True
+        self.workeroutput = workeroutput
+        self.notify_inproc("workerfinished", node=self)
+
+    def exited(self, end: WorkerEnd) -> None:
+        """The worker's process has ended: take what it has still sent, then say so."""
+        if self.end is not None:
+            return
+        self.gateway.drain()
+        self.end = end
+        self.notify_inproc("exited", node=self)
+
+    def broke_protocol(self, reason: str) -> None:
+        """The worker sent what no worker of ours would send: end it, touch nothing else."""
+        if self.end is None:
+            self.gateway.stop_reading()
+            self.end = WorkerEnd(f"it was ended because it sent a bad message ({reason})")
+            self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
+            self.notify_inproc("exited", node=self)
+
+
+class ForkdNodeManager(NodeManager):
+    """Makes nodes over a backend instead of over execnet's own gateways.
+
+    :param config: the controller's configuration.
+    :param backend: started, and closed by :meth:`teardown_nodes`.
+    """
+
+    def __init__(self, config: pytest.Config, backend: Backend) -> None:
+        super().__init__(config)
+        self.backend = backend
+        self.events = EventQueue()
+        self.nodes: dict[str, ForkdWorkerController] = {}
+        self._warm = False
+
+    def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
+        """Make a node; its process is spawned at once if there is a collector to fork it."""
+        ours, theirs = socket.socketpair()
+        io = SocketIO(ours, self.group.execmodel)
+        gateway = CloneGateway(io, spec, self.events, self.backend.rinfo())
+        self.group._register(gateway)
+        self.config.hook.pytest_xdist_newgateway(gateway=gateway)
+        node = ForkdWorkerController(self, gateway, self.config, self.events, theirs)
+        gateway.node = node  # type: ignore[attr-defined]
+        self.nodes[gateway.id] = node
+        node.setup()
+        if self._warm:
+            self.spawn(node)
+        return node
+
+    def spawn(self, node: ForkdWorkerController) -> None:
+        """Have a node's process made; if that fails, the node has died."""
+        try:
+            node.spawn(self.backend)
+        except BackendError as exc:
+            node.exited(WorkerEnd(str(exc)))
+
+    def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
+        """The collector is ready: have these nodes' processes made, and those of later ones."""
+        self._warm = True
+        for node in nodes:
+            self.spawn(node)
+
+    def request(self, warm: str, level: str, modules: list[str] | None) -> RunRequest:
+        """What the collector has to know about this run."""
+        from xdist.plugin import _sys_path
+
+        nodes = list(self.nodes.values())
+        return RunRequest(
+            args=[str(arg) for arg in self.config.invocation_params.args or ()],
+            cwd=os.fspath(self.config.invocation_params.dir),
+            environ=dict(os.environ),
+            sys_path=_sys_path,
+            mainargv=sys.argv,
+            sigint=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
+            nodes=[node.packed_workerinput() for node in nodes],
+            basetemp=nodes[0].basetemp,
+            warm=warm,
+            level=level,
+            modules=modules,
+            testpaths=[str(path) for path in self.config.getini("testpaths")],
+        )
+
+    def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
+        """The collector has died: no node can be spawned until there is another.
+
+        :returns: the nodes that it takes along, once everything they sent has been read.
+        """
+        self._warm = False
+        nodes = [node for node in self.nodes.values() if node.spawned and not node.down]
+        deadline = time.monotonic() + 1.0
+        for node in nodes:
+            # They die a moment after it, and may report until then.
+            while not node.gateway.drain() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            node.end = WorkerEnd(reason)
+        return nodes
+
+    def teardown_nodes(self) -> None:
+        """End every worker, then the collector and the parent.
+
+        Workers that are still in a session, because the controller's was interrupted, are
+        interrupted, too, so that their fixtures are torn down. A second Ctrl-C ends all at once.
+        """
+        try:
+            self._interrupt_workers()
+            self.backend.end_run(self.EXIT_TIMEOUT)
+        except KeyboardInterrupt:
+            pass  # asked twice: close() kills whatever is left
+        finally:
+            self.backend.close()
+            for node in self.nodes.values():
+                node.discard()
+            self.group.terminate(self.EXIT_TIMEOUT)
+            self.events.close()
+
+    def _interrupt_workers(self) -> None:
+        busy = [node for node in self.nodes.values() if node.spawned and not node.down]
+        if not busy:
+            return
+        # A Ctrl-C on a terminal reaches them without us; a second one would cut their teardown
+        # short, so give them time to say that they were interrupted.
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline and not all(_knows(node) for node in busy):
+            self.events.poll(max(0.0, deadline - time.monotonic()))
+            self._note_interruptions()
+        for node in busy:
+            if not _knows(node):
+                self.backend.signal(node.gateway.id, signal.SIGINT)
+
+    def _note_interruptions(self) -> None:
+        """Look through what has come in for workers whose session is ending; drop the rest."""
+        while True:
+            try:
+                name, kwargs = self.events.get(block=False)
+            except queue.Empty:
+                return
+            if name == "batch":
+                node: ForkdWorkerController = kwargs["node"]
+                for event in decode_batch(kwargs["payload"]):
+                    if event[0] == "interrupted":
+                        node.interruption = (str(event[1]), str(event[2]), None)
+                    elif event[0] == "finished":
+                        node._down = True
+
+
+def _knows(node: ForkdWorkerController) -> bool:
+    return node.interruption is not None or node.down or node.end is not None

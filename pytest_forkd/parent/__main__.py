@@ -1,0 +1,21 @@
+"""Entry point of the parent: ``python -m pytest_forkd.parent`` or this file's path.
+
+Everything is below the guard: multiprocessing's spawn method imports this file again in children
+of tests.
+"""
+
+if __name__ == "__main__":
+    import os
+    import sys
+
+    _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if sys.path and os.path.abspath(sys.path[0]) == os.path.join(_package, "parent"):
+        # Started by path, so that a module of the suite cannot shadow one of the standard
+        # library; this package's own modules must not do so either.
+        del sys.path[0]
+    if os.path.dirname(_package) not in sys.path:
+        sys.path.append(os.path.dirname(_package))
+
+    from pytest_forkd.parent.server import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,310 @@
+"""The collector: configures itself as an xdist worker, collects once, and forks the workers.
+
+A collector is forked from the parent for one run, and talks to the controller over a connection of
+its own. What it is asked for comes in the request:
+
+* at warm level ``collection`` it configures and collects, and forks workers inside its run loop;
+* at level ``imports`` it only imports what the request names, and its forks configure and collect
+  for themselves.
+
+In both cases the fork becomes a worker in :mod:`pytest_forkd.parent.worker`. The collector stays
+behind to watch its workers, and ends with the run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator
+from typing import Any, NoReturn
+
+import pytest
+import xdist.remote
+from _pytest.config import _prepareconfig
+
+import pytest_forkd
+from pytest_forkd.channel.events import unpack_object
+from pytest_forkd.channel.frames import FrameSocket
+from pytest_forkd.parent import processes
+from pytest_forkd.parent.adapters import adapted_fds
+from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.hygiene import SeedWatch, capture_fds
+from pytest_forkd.parent.interactor import Interactor
+from pytest_forkd.parent.nursery import Birth, Nursery
+from pytest_forkd.parent.preload import import_modules, named_modules, third_party_modules
+from pytest_forkd.parent.resources import OpenFiles, resource_findings
+from pytest_forkd.parent.tripwires import EnvironTripwire, WorkerInput, hook_findings
+from pytest_forkd.parent.worker import become_worker, configure_worker, finish_worker
+
+__all__ = ["run_collector"]
+
+
+def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
+    """Serve one run; returns in the collector and in each of its workers.
+
+    :param connection: to the controller.
+    :param request: see ``pytest_forkd.backends.process``.
+    :returns: the process's exit status.
+    """
+    processes.become_subreaper()
+    take_over(request)
+    nursery = Nursery(connection)
+    try:
+        if request["level"] == "imports":
+            birth = serve_imports(nursery, request)
+        else:
+            birth = serve_collection(nursery, request)
+    except pytest.UsageError as exc:
+        connection.send({"usage_error": [str(arg) for arg in exc.args]})
+        return int(pytest.ExitCode.USAGE_ERROR)
+    if birth is not None:
+        return finish_worker()
+    atexit._run_exitfuncs()
+    return 0
+
+
+def take_over(request: dict[str, Any]) -> None:
+    """Become a process that the controller could have started itself."""
+    devnull = os.open(os.devnull, os.O_RDWR)
+    # As execnet does for xdist's workers: standard output belongs to the controller.
+    os.dup2(devnull, 0)
+    os.dup2(devnull, 1)
+    os.close(devnull)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    if hasattr(time, "tzset"):
+        time.tzset()
+    sys.path[:] = request["sys_path"]
+    sys.argv[:] = request["mainargv"]
+    if request["sigint"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def set_role(workerinput: dict[str, Any]) -> None:
+    """Set the variables by which xdist tells a process that it is a worker."""
+    os.environ["PYTEST_XDIST_TESTRUNUID"] = workerinput["testrunuid"]
+    os.environ["PYTEST_XDIST_WORKER"] = workerinput["workerid"]
+    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(workerinput["workercount"])
+
+
+def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: str | None) -> Any:
+    """A configuration as ``xdist.remote`` makes it: initial conftests loaded, not yet configured."""
+    pytest_forkd._config_of_a_clone = True
+    try:
+        config: Any = _prepareconfig(request["args"], None)
+    finally:
+        pytest_forkd._config_of_a_clone = False
+    xdist.remote.setup_config(config, basetemp)
+    config._parser.prog = os.path.basename(request["mainargv"][0])
+    config.workerinput = workerinput
+    config.workeroutput = {}
+    return config
+
+
+# -- warm level imports ------------------------------------------------------------------------
+
+
+def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
+    """Import what is known to be heavy, then fork workers that do the rest for themselves.
+
+    :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
+    """
+    modules = request["modules"]
+    if modules is None:
+        modules = named_modules(request["args"], request["testpaths"])
+    import_modules(modules)
+    gc.collect()
+    gc.freeze()
+    nursery.connection.send({"warm": {"level": "imports"}})
+    birth = nursery.run()
+    if birth is None:
+        return None
+    gc.enable()
+    workerinput = birth.workerinput
+    set_role(workerinput)
+    config = make_config(request, workerinput, birth.basetemp)
+    interactor = Interactor(config, workerinput)
+    configure_worker(config, interactor, birth)
+    config.hook.pytest_cmdline_main(config=config)
+    return birth
+
+
+# -- warm level collection ---------------------------------------------------------------------
+
+
+def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
+    """Configure and collect, then fork workers from inside the run loop.
+
+    :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
+    """
+    nodes = [unpack_object(text) for text in request["nodes"]]
+    first = nodes[0]
+    identity = {
+        key
+        for key in {key for node in nodes for key in node}
+        if any(node.get(key) != first.get(key) or key not in node for node in nodes)
+    }
+    workerinput = WorkerInput(first, identity | {"workerid"})
+    environ = EnvironTripwire()
+    set_role(first)
+    files = OpenFiles()
+    seeds = SeedWatch()
+    environ.arm()
+    seeds.start()
+    config = make_config(request, workerinput, request["basetemp"])
+    plugin = CollectorPlugin(config, nursery, request, files, seeds, environ)
+    plugin.check_hooks()
+    plugin.leave_if_unsuitable()
+    config.pluginmanager.register(plugin, "forkd-collector")
+    status = config.hook.pytest_cmdline_main(config=config)
+    if plugin.birth is None:
+        # No run loop: collection failed or was ended by a hook.
+        plugin.report_end(int(status))
+    return plugin.birth
+
+
+class CollectorPlugin:
+    """Collects under watch, reports the collection, and forks workers in ``pytest_runtestloop``."""
+
+    def __init__(
+        self,
+        config: pytest.Config,
+        nursery: Nursery,
+        request: dict[str, Any],
+        files: OpenFiles,
+        seeds: SeedWatch,
+        environ: EnvironTripwire,
+    ) -> None:
+        self.config: Any = config
+        self.nursery = nursery
+        self.strict = request["warm"] == "collection"
+        self.files = files
+        self.seeds = seeds
+        self.environ = environ
+        self.seen_plugins: set[Any] = set()
+        self.hook_trips: list[Finding] = []
+        self.modules_before = set(sys.modules)
+        self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
+        #: Set in a worker.
+        self.birth: Birth | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        self.leave_if_unsuitable()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        # Collection makes long-lived objects and next to no garbage: a fifth of its time would go
+        # into looking for some.
+        gc.disable()
+        return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> object:
+        self.check_hooks()
+        if self.leave_if_unsuitable():
+            return True
+        findings = self.resource_findings()
+        if findings and not self.strict:
+            self.leave(findings)
+        self.environ.disarm()
+        self.seeds.stop()
+        gc.collect()
+        gc.freeze()
+        self.nursery.connection.send(
+            {
+                "warm": {
+                    "level": "collection",
+                    "ids": [item.nodeid for item in session.items],
+                    "events": self.interactor.outbox,
+                    "workerinfo": dict(xdist.remote.getinfodict()),
+                    "findings": [f.to_json() for f in self.trips() + findings],
+                    "modules": third_party_modules(self.modules_before, self.config),
+                }
+            }
+        )
+        self.interactor.outbox = []
+        birth = self.nursery.run()
+        if birth is None:
+            atexit._run_exitfuncs()
+            self.end(0)
+        self.birth = birth
+        gc.enable()
+        become_worker(self.config, self.interactor, birth, self.seeds)
+        return None  # and so on to the interactor's run loop
+
+    # -- what speaks against sharing the collection --
+
+    def check_hooks(self) -> None:
+        """Look for session hooks in plugins that were registered since the last look."""
+        self.hook_trips += hook_findings(self.config.pluginmanager, self.seen_plugins)
+
+    def trips(self) -> list[Finding]:
+        """Everything that was noticed without looking at open resources."""
+        return [*self.hook_trips, *self.config.workerinput.trips, *self.environ.trips]
+
+    def resource_findings(self) -> list[Finding]:
+        """What was opened or started since the suite was configured."""
+        known = [
+            *capture_fds(self.config),
+            *adapted_fds(self.config),
+            *self.nursery.fds(),
+        ]
+        findings = resource_findings(self.files, known)
+        factory = getattr(self.config, "_tmp_path_factory", None)
+        if getattr(factory, "_basetemp", None) is not None:
+            findings.append(Finding("a temporary directory was made during collection"))
+        return findings
+
+    def leave_if_unsuitable(self) -> bool:
+        """At level ``auto``, end the collector as soon as anything has been noticed."""
+        if self.strict or not self.trips():
+            return False
+        self.leave(self.trips())
+
+    def leave(self, findings: list[Finding]) -> NoReturn:
+        """Tell the controller why this suite cannot share its collection, undo configure, end."""
+        self.environ.disarm()
+        self.nursery.connection.send(
+            {
+                "unsuitable": {
+                    "findings": [finding.to_json() for finding in findings],
+                    "modules": third_party_modules(self.modules_before, self.config) or None,
+                    "conftests": conftest_files(self.config),
+                }
+            }
+        )
+        with contextlib.suppress(Exception):
+            self.config._ensure_unconfigure()
+        atexit._run_exitfuncs()
+        self.end(0)
+
+    def report_end(self, status: int) -> None:
+        """Tell the controller that the session ended before its run loop."""
+        self.environ.disarm()
+        self.nursery.connection.send(
+            {"ended": {"status": status, "events": self.interactor.outbox}}
+        )
+
+    @staticmethod
+    def end(status: int) -> NoReturn:
+        """Leave at once: the stack above is pytest's, which would finish a session never run."""
+        with contextlib.suppress(Exception):
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def conftest_files(config: Any) -> list[str]:
+    """The conftest files that have been loaded."""
+    return sorted(
+        path
+        for plugin in config.pluginmanager.get_plugins()
+        if (path := getattr(plugin, "__file__", None))
+        and os.path.basename(path) == "conftest.py"
+    )

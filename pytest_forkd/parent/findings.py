@@ -1,0 +1,59 @@
+"""Reasons why a suite would behave differently if its workers shared one collection."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+__all__ = ["Finding", "caller_outside", "is_installed", "place_of"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason: what was seen, and where.
+
+    :ivar what: a clause that completes "workers cannot share one collection: ...".
+    :ivar path: the file that caused it, if known.
+    :ivar lineno: the line in it, 1-based, or 0.
+    """
+
+    what: str
+    path: str | None = None
+    lineno: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as JSON-serializable fields."""
+        return {"what": self.what, "path": self.path, "lineno": self.lineno}
+
+
+def _installed_roots() -> tuple[str, ...]:
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    roots.update(entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages")))
+    return tuple(os.path.join(os.path.realpath(root), "") for root in roots if root)
+
+
+def is_installed(path: str | None) -> bool:
+    """Whether a file belongs to the interpreter or to an installed distribution.
+
+    Everything else is the project's own: conftests, test modules, plugins kept beside them, and
+    packages that are installed for editing.
+    """
+    if not path:
+        return True
+    return os.path.realpath(path).startswith(_installed_roots())
+
+
+def place_of(code: CodeType) -> tuple[str, int]:
+    """The file and line where a function is defined."""
+    return code.co_filename, code.co_firstlineno
+
+
+def caller_outside(frame: FrameType | None, modules: frozenset[str]) -> FrameType | None:
+    """The nearest caller that is in none of ``modules`` (names of modules)."""
+    while frame is not None and frame.f_globals.get("__name__") in modules:
+        frame = frame.f_back
+    return frame

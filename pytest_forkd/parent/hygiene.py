@@ -1,0 +1,253 @@
+"""What a fresh worker does before anything else, so that it shares nothing it must not share.
+
+Forks share the *offsets* of open files, the state of random generators and the handlers that run at
+exit; a fresh interpreter would have its own. Sources: fork(2) and the modules named below.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import importlib.abc
+import importlib.util
+import os
+import random
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pytest_forkd.parent.resources import log_handlers
+
+__all__ = [
+    "CrashFiles",
+    "SeedWatch",
+    "capture_fds",
+    "forget_exit_handlers",
+    "own_basetemp",
+    "reopen_log_files",
+    "restart_capture",
+]
+
+
+class CrashFiles:
+    """Nameless files for what can still be read after a worker died: its last output and dump.
+
+    Made by the collector before the fork. The worker writes to them, through pytest's capture and
+    through faulthandler; the collector reads them with ``pread``, which leaves the shared offset
+    alone.
+    """
+
+    #: Bytes of output kept of each stream, from its end.
+    LIMIT = 256 * 1024
+
+    def __init__(self) -> None:
+        self.dump, self.out, self.err = (_nameless_file() for _ in range(3))
+
+    def read(self) -> dict[str, str]:
+        """What the worker left: ``dump``, ``out`` and ``err``."""
+        return {"dump": _tail(self.dump), "out": _tail(self.out), "err": _tail(self.err)}
+
+    def close(self) -> None:
+        """Close the files, which removes them."""
+        for fd in (self.dump, self.out, self.err):
+            os.close(fd)
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pytest-forkd-crash")
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _tail(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    start = max(0, size - CrashFiles.LIMIT)
+    return os.pread(fd, size - start, start).decode("utf-8", "replace")
+
+
+def capture_fds(config: pytest.Config) -> list[int]:
+    """The descriptors that pytest's global capture and faulthandler plugin hold."""
+    fds = []
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    capturing = manager._global_capturing if manager is not None else None
+    for capture in (capturing.in_, capturing.out, capturing.err) if capturing else ():
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            fds.append(capture.tmpfile.fileno())
+        fds.append(getattr(capture, "targetfd_save", -1))
+    with contextlib.suppress(ImportError, KeyError):
+        from _pytest.faulthandler import fault_handler_stderr_fd_key
+
+        fds.append(config.stash[fault_handler_stderr_fd_key])
+    return fds
+
+
+def restart_capture(config: pytest.Config, files: CrashFiles) -> None:
+    """Give pytest's global capture files of its own, and let faulthandler write to ``files``.
+
+    Call it where capture is suspended, as it is in ``pytest_runtestloop``.
+    """
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    if manager is not None and manager._global_capturing is not None:
+        # Not stop_global_capturing(): that would print what the collector had captured, once more
+        # in each worker.
+        manager._global_capturing.stop_capturing()
+        manager._global_capturing = None
+        manager.start_global_capturing()
+        capture_into(manager, files)
+        manager.suspend_global_capture()
+    if faulthandler.is_enabled():
+        faulthandler.enable(file=files.dump)
+
+
+def capture_into(manager: Any, files: CrashFiles) -> None:
+    """Make descriptor-level capture write to ``files`` instead of to its own nameless files."""
+    capturing = manager._global_capturing
+    for capture, fd in ((capturing.out, files.out), (capturing.err, files.err)):
+        if hasattr(capture, "targetfd_save"):
+            os.dup2(fd, capture.tmpfile.fileno(), inheritable=False)
+            if capture._state == "started":
+                os.dup2(fd, capture.targetfd)
+
+
+def own_basetemp(config: pytest.Config, basetemp: str | None) -> None:
+    """Point ``tmp_path_factory`` at the worker's own directory.
+
+    :param basetemp: a directory below the controller's; ``None`` where tmp_path is disabled.
+    """
+    factory: Any = getattr(config, "_tmp_path_factory", None)
+    config.option.basetemp = basetemp
+    if factory is not None and basetemp is not None:
+        factory._given_basetemp = Path(os.path.abspath(basetemp))
+        factory._basetemp = None
+
+
+def reopen_log_files() -> None:
+    """Give every log file handler an offset of its own, at the end of its file."""
+    for handler in log_handlers():
+        with contextlib.suppress(OSError, ValueError):
+            handler.acquire()
+            try:
+                handler.stream.close()
+                handler.mode = "a"
+                handler.stream = handler._open()
+            finally:
+                handler.release()
+
+
+def forget_exit_handlers() -> None:
+    """Leave exit handlers from before the fork to the collector, which runs each of them once.
+
+    A directory that a test module made at import would otherwise be removed by the first worker
+    that ends, and be missing in the others.
+    """
+    atexit._clear()
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+    # A finalizer that a test makes is to run at exit; weakref registers its hook only once.
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        atexit.register(logging.shutdown)
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util._finalizer_registry.clear()
+        atexit.register(util._exit_function)
+
+
+class SeedWatch:
+    """Remembers whether collection seeded the global random generators on purpose.
+
+    A generator that nobody seeded has to differ between workers. One that a module seeded while it
+    was imported is in that very state in each of xdist's workers, so it has to be here.
+    """
+
+    def __init__(self) -> None:
+        self._seeded: set[str] = set()
+        self._restore: list[Callable[[], None]] = []
+        self._state: object = None
+
+    def start(self) -> None:
+        """Begin to watch ``random.seed`` and ``numpy.random.seed``."""
+        self._watch(random)
+        if "numpy.random" in sys.modules:
+            self._watch(sys.modules["numpy.random"])
+        else:
+            finder = _AfterImport("numpy.random", self._watch)
+            sys.meta_path.insert(0, finder)
+            self._restore.append(lambda: _remove(sys.meta_path, finder))
+
+    def stop(self) -> None:
+        """Stop watching; to be called before the first fork."""
+        for restore in reversed(self._restore):
+            restore()
+        self._restore.clear()
+        self._state = random.getstate()
+
+    def reseed(self) -> None:
+        """In a worker: reseed what nobody seeded, restore what somebody did."""
+        # Python reseeds its own generator in every fork (random.py: os.register_at_fork).
+        if "random" in self._seeded:
+            random.setstate(self._state)  # type: ignore[arg-type]
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None and "numpy.random" not in self._seeded:
+            with contextlib.suppress(AttributeError):
+                numpy_random.seed()
+        generator = getattr(sys.modules.get("hypothesis.core"), "_hypothesis_global_random", None)
+        if generator is not None:
+            generator.seed()
+
+    def _watch(self, module: ModuleType) -> None:
+        original = module.seed
+
+        def seed(*args: Any, **kwargs: Any) -> Any:
+            if any(value is not None for value in (*args, *kwargs.values())):
+                self._seeded.add(module.__name__)
+            return original(*args, **kwargs)
+
+        def restore() -> None:
+            if module.seed is seed:
+                module.seed = original
+
+        module.seed = seed  # type: ignore[attr-defined]
+        self._restore.append(restore)
+
+
+def _remove(finders: list[Any], finder: object) -> None:
+    if finder in finders:
+        finders.remove(finder)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Calls back once a module has been imported."""
+
+    def __init__(self, name: str, callback: Callable[[ModuleType], None]) -> None:
+        self._name = name
+        self._callback = callback
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> Any:
+        if fullname != self._name or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        exec_module = spec.loader.exec_module
+        callback = self._callback
+
+        def exec_and_call(module: ModuleType) -> None:
+            exec_module(module)
+            callback(module)
+
+        spec.loader.exec_module = exec_and_call  # type: ignore[method-assign]
+        return spec

@@ -1,0 +1,98 @@
+"""Keeping track of processes: who dies with whom, and who is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import warnings
+
+__all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _prctl(option: int, argument: int) -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+
+
+def die_with(parent_pid: int) -> None:
+    """End this process (SIGKILL) when ``parent_pid``, its parent, ends; Linux only.
+
+    The kernel follows the *thread* that forked (prctl(2)), so fork from a main thread. Ends at once
+    if the parent has gone already.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def become_subreaper() -> None:
+    """Adopt the orphans of this process's descendants, so that they can be ended; Linux only."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def fork() -> int:
+    """``os.fork()`` without the warning about native threads.
+
+    Python 3.12 and later warn when the process has threads. The tripwires look for those that do
+    not survive; the pools of BLAS libraries do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def children() -> list[int]:
+    """The pids of this process's children, zombies included; empty where there is no /proc."""
+    me = os.getpid()
+    found = []
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        return []
+    for entry in entries:
+        if entry.isdecimal():
+            try:
+                with open(f"/proc/{entry}/stat", "rb") as file:
+                    stat = file.read()
+            except OSError:
+                continue
+            # pid (comm) state ppid ...; comm may hold anything, so look behind the last ")".
+            if int(stat[stat.rindex(b")") + 2 :].split()[1]) == me:
+                found.append(int(entry))
+    return found
+
+
+def kill_children(pids: list[int] | None = None, limit: float = 2.0) -> None:
+    """Kill and reap this process's children, and theirs as they are adopted.
+
+    :param pids: children to kill where :func:`children` cannot list them.
+    :param limit: seconds to try for.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        left = set(children()) | set(pids or ())
+        if not left:
+            return
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        pids = None
+        while True:
+            try:
+                pid, _status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.002)

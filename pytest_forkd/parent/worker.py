@@ -1,0 +1,96 @@
+"""What a fork of the collector does to be a worker of its own, and how it ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import gc
+import os
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_forkd.parent.adapters import adapt_worker
+from pytest_forkd.parent.hygiene import (
+    CrashFiles,
+    SeedWatch,
+    capture_into,
+    forget_exit_handlers,
+    own_basetemp,
+    reopen_log_files,
+    restart_capture,
+)
+from pytest_forkd.parent.interactor import Interactor
+from pytest_forkd.parent.nursery import Birth
+
+__all__ = ["become_worker", "configure_worker", "finish_worker"]
+
+
+def become_worker(
+    config: Any, interactor: Interactor, birth: Birth, seeds: SeedWatch
+) -> None:
+    """Give a clone of the collector the identity in ``birth``.
+
+    The same objects are changed, not replaced: plugins keep references to them.
+    """
+    forget_exit_handlers()
+    os.environ["PYTEST_XDIST_WORKER"] = birth.workerinput["workerid"]
+    config.workerinput.become(birth.workerinput)
+    interactor.identify(birth.workerinput)
+    own_basetemp(config, birth.basetemp)
+    restart_capture(config, birth.files)
+    reopen_log_files()
+    seeds.reseed()
+    interactor.attach(birth.channel, birth.claims)
+    adapt_worker(config, config.workerinput)
+    config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
+    interactor.send_ready()
+
+
+def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
+    """Prepare a clone that has its identity from the start and has yet to configure itself."""
+    forget_exit_handlers()
+    SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
+    interactor.attach(birth.channel, birth.claims)
+    config.pluginmanager.register(_SelfCollecting(birth.files), "forkd-worker")
+    config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
+
+
+class _SelfCollecting:
+    """The plugin of a worker that configures and collects for itself."""
+
+    def __init__(self, files: CrashFiles) -> None:
+        self.files = files
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Let capture and faulthandler write where the collector can read after a crash."""
+        manager: Any = session.config.pluginmanager.getplugin("capturemanager")
+        if manager is not None and manager._global_capturing is not None:
+            capture_into(manager, self.files)
+        if faulthandler.is_enabled():
+            faulthandler.enable(file=self.files.dump)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection(self) -> Generator[None, object, object]:
+        gc.disable()  # see CollectorPlugin.pytest_collection
+        try:
+            return (yield)
+        finally:
+            gc.enable()
+
+
+def finish_worker() -> int:
+    """Run what was registered for exit since the fork, and flush.
+
+    :returns: the exit status. xdist's workers, too, end with 0 whatever their tests did: how the
+        session went is in ``workeroutput``.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    return 0

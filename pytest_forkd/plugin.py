@@ -1,0 +1,185 @@
+"""What pytest loads: options, ini values and the hooks that put the distributed session in place."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+import pytest
+
+import pytest_forkd
+
+if TYPE_CHECKING:
+    from pytest_forkd.backends.base import Backend
+    from pytest_forkd.settings import Settings
+
+__all__: list[str] = []
+
+
+@pytest.hookimpl
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options, and an ini value for each."""
+    from pytest_forkd.settings import BACKENDS, WARM_LEVELS
+
+    group = parser.getgroup("forkd", "workers that are clones of one prewarmed parent")
+    group.addoption(
+        "--forkd-workers",
+        dest="forkd_workers",
+        metavar="N",
+        help="Number of workers: a number, 'auto' for one a processor, 0 for none. "
+        "Ini value: forkd_workers.",
+    )
+    group.addoption(
+        "--forkd-backend",
+        dest="forkd_backend",
+        metavar="NAME",
+        help=f"How clones are made: {', '.join(BACKENDS)}. Ini value: forkd_backend.",
+    )
+    group.addoption(
+        "--forkd-warm",
+        dest="forkd_warm",
+        metavar="LEVEL",
+        help=f"How far the parent gets before it is cloned: {', '.join(WARM_LEVELS)}. 'auto' "
+        "collects once for all workers unless the suite would behave differently then. "
+        "Ini value: forkd_warm.",
+    )
+    group.addoption(
+        "--forkd-preload",
+        dest="forkd_preload",
+        metavar="MODULE",
+        action="append",
+        help="Module for the parent to import; may be given several times. "
+        "Ini value: forkd_preload, one a line.",
+    )
+    parser.addini("forkd_workers", "Number of workers that are clones (see --forkd-workers)")
+    parser.addini("forkd_backend", "How clones are made (see --forkd-backend)")
+    parser.addini("forkd_warm", "How far the parent gets before it is cloned (see --forkd-warm)")
+    parser.addini(
+        "forkd_preload", "Modules for the parent to import, one a line", type="linelist", default=[]
+    )
+    parser.addini(
+        "forkd_replace_xdist",
+        "Let xdist's -n make workers that are clones",
+        type="bool",
+        default=False,
+    )
+
+
+@pytest.hookimpl
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Register the hook specifications."""
+    from pytest_forkd import newhooks
+
+    pluginmanager.add_hookspecs(newhooks)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Start the parent as early as the options are known, before any conftest is loaded."""
+    if pytest_forkd._config_of_a_clone:
+        return (yield)
+    controller = _Controller.make(early_config)
+    if controller is None:
+        return (yield)
+    early_config.pluginmanager.register(controller, "forkd-controller")
+    early_config.add_cleanup(controller.close)
+    try:
+        return (yield)
+    except BaseException:
+        controller.close()
+        raise
+
+
+class _Controller:
+    """Lives in the controller of a run that is distributed over clones."""
+
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self.settings = settings
+        self.backend = backend
+
+    @classmethod
+    def make(cls, config: pytest.Config) -> _Controller | None:
+        """Read the settings and start the backend.
+
+        :returns: ``None`` if this run is not distributed by forkd.
+        :raises pytest.UsageError: if it cannot be.
+        """
+        from pytest_forkd.backends.base import BackendError
+        from pytest_forkd.settings import make_backend, read_settings
+
+        namespace = config.known_args_namespace
+        settings = read_settings(config, namespace)
+        if settings is None:
+            return None
+        try:
+            backend = make_backend(settings)
+            if backend is None:
+                config.pluginmanager.register(_PlainXdist(settings.workers), "forkd-plain-xdist")
+                namespace.numprocesses = settings.workers
+                return None
+            backend.start()
+        except BackendError as exc:
+            raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
+        # Plugins read xdist's options to tell whether a run is distributed; pytest-cov does so
+        # as early as this.
+        namespace.numprocesses = settings.workers
+        return cls(settings, backend)
+
+    def close(self) -> None:
+        """End the parent and everything below it; safe to call twice."""
+        self.backend.close()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> None:
+        """Set xdist's options as ``-n`` would."""
+        option = config.option
+        option.numprocesses = self.settings.workers
+        option.tx = ["popen"] * self.settings.workers
+        if option.dist == "no":
+            option.dist = "load"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Put forkd's session where xdist has just put its own.
+
+        This plugin was registered after xdist, so its ``trylast`` comes later.
+        """
+        from pytest_forkd.session import ForkdSession
+
+        manager = config.pluginmanager
+        for name in ("dsession", "terminaldistreporter"):
+            plugin = manager.getplugin(name)
+            if plugin is not None:
+                manager.unregister(plugin, name)
+        if config.option.dist == "no" or not config.option.tx:
+            return  # a later plugin has decided against distribution
+        manager.register(ForkdSession(config, self.settings, self.backend), "dsession")
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> str:
+        """One line about the backend."""
+        return f"forkd: {self.settings.workers} workers, {self.backend.name} backend"
+
+
+class _PlainXdist:
+    """Where forking is known to be fragile, ``auto`` leaves the workers to xdist, and says so."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> None:
+        config.option.numprocesses = self.workers
+        config.option.tx = ["popen"] * self.workers
+        if config.option.dist == "no":
+            config.option.dist = "load"
+
+    @pytest.hookimpl
+    def pytest_report_header(self) -> str:
+        return (
+            "forkd: plain xdist workers: macOS frameworks may not survive fork(); "
+            "--forkd-backend=process forks all the same"
+        )
+

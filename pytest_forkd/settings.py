@@ -1,0 +1,153 @@
+"""What the user asked for: options, ini values and what follows from them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from pytest_forkd.backends.base import Backend, BackendError
+
+__all__ = ["BACKENDS", "WARM_LEVELS", "Settings", "make_backend", "read_settings"]
+
+BACKENDS = ("auto", "process", "qemu", "forkd")
+WARM_LEVELS = ("auto", "collection", "imports")
+
+#: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
+_NOT_DISTRIBUTED = ("collectonly", "usepdb", "trace", "showfixtures", "show_fixtures_per_test")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run that is to be distributed over clones.
+
+    :ivar workers: how many, at least 1.
+    :ivar backend: ``process``, ``qemu`` or ``forkd``.
+    :ivar warm: the warm level: ``auto``, ``collection`` or ``imports``.
+    :ivar preload: modules for the parent to import.
+    """
+
+    workers: int
+    backend: str = "process"
+    warm: str = "auto"
+    preload: list[str] = field(default_factory=list)
+
+
+def parse_workers(text: str) -> int | str:
+    """``--forkd-workers`` as a number, or ``auto``.
+
+    :raises ValueError: for anything else.
+    """
+    if text.strip() == "auto":
+        return "auto"
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
+    """Work out what the user asked for.
+
+    :param config: for ini values and hooks.
+    :param namespace: the options as parsed so far.
+    :returns: ``None`` if this run is not to be distributed by forkd.
+    :raises pytest.UsageError: on a value that makes no sense.
+    """
+    workers = _workers(config, namespace)
+    if not workers:
+        return None
+    if any(getattr(namespace, name, False) for name in _NOT_DISTRIBUTED):
+        return None
+    if not config.pluginmanager.hasplugin("xdist"):
+        raise pytest.UsageError(
+            "pytest-forkd needs pytest-xdist, which is disabled here.\n"
+            "Drop '-p no:xdist' (or load it with '-p xdist'), or say --forkd-workers=0."
+        )
+    if getattr(namespace, "tx", None):
+        raise pytest.UsageError("--tx cannot be combined with forkd workers; drop one of them.")
+    return Settings(
+        workers=workers,
+        backend=_choice(config, namespace, "forkd_backend", BACKENDS),
+        warm=_choice(config, namespace, "forkd_warm", WARM_LEVELS),
+        preload=[
+            *config.getini("forkd_preload"),
+            *(getattr(namespace, "forkd_preload", None) or ()),
+        ],
+    )
+
+
+def _workers(config: pytest.Config, namespace: Any) -> int:
+    asked = getattr(namespace, "forkd_workers", None)
+    source = "--forkd-workers"
+    xdist_workers = getattr(namespace, "numprocesses", None)
+    if asked is not None and xdist_workers is not None:
+        raise pytest.UsageError(
+            "-n and --forkd-workers both say how many workers there are to be; give one of them."
+        )
+    if asked is None and xdist_workers is not None:
+        if not config.getini("forkd_replace_xdist"):
+            return 0  # -n was meant for xdist, whatever the ini file's default is
+        if isinstance(xdist_workers, str):
+            return _auto_workers(config, namespace)
+        limit = getattr(namespace, "maxprocesses", None)
+        return min(xdist_workers, limit) if limit else int(xdist_workers)
+    if asked is None:
+        asked, source = config.getini("forkd_workers"), "ini value forkd_workers"
+    if asked is None or asked == "":
+        return 0
+    try:
+        number = parse_workers(str(asked))
+    except ValueError:
+        raise pytest.UsageError(
+            f"{source}: {str(asked)!r} is no number of workers.\n"
+            "Give a whole number, 0 for none, or 'auto' for one a processor."
+        ) from None
+    return _auto_workers(config, namespace) if isinstance(number, str) else number
+
+
+def _auto_workers(config: pytest.Config, namespace: Any) -> int:
+    if getattr(namespace, "usepdb", False):
+        return 0
+    # xdist's own implementation looks at this option to tell 'auto' from 'logical'.
+    config.option.numprocesses = getattr(namespace, "numprocesses", None) or "auto"
+    number: int = config.hook.pytest_xdist_auto_num_workers(config=config)
+    config.option.numprocesses = getattr(namespace, "numprocesses", None)
+    limit = getattr(namespace, "maxprocesses", None)
+    return min(number, limit) if limit else number
+
+
+def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:
+    value = getattr(namespace, name, None)
+    source = "--" + name.replace("_", "-")
+    if value is None:
+        value, source = config.getini(name) or choices[0], f"ini value {name}"
+    if value not in choices:
+        raise pytest.UsageError(f"{source}: {value!r} is none of {', '.join(choices)}.")
+    return str(value)
+
+
+def make_backend(settings: Settings) -> Backend | None:
+    """The backend for a run, not yet started.
+
+    :returns: ``None`` where ``auto`` finds that plain xdist workers are the better choice.
+    :raises BackendError: if the backend that was asked for is not to be had.
+    """
+    if settings.backend in ("qemu", "forkd"):
+        raise BackendError(
+            f"--forkd-backend: {settings.backend!r} is not available in this release.\n"
+            "Use --forkd-backend=process, or leave the option out."
+        )
+    if not hasattr(os, "fork"):
+        raise BackendError(
+            f"the process backend needs fork(), which {sys.platform} does not have.\n"
+            "Use pytest -n N, or run the suite under WSL or in a container."
+        )
+    if sys.platform == "darwin" and settings.backend == "auto":
+        return None
+    from pytest_forkd.backends.process import ProcessBackend
+
+    return ProcessBackend(settings.preload)

@@ -1,0 +1,64 @@
+"""Fixtures for running suites under forkd, as a user would: real processes, real options."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.leftovers import run_processes
+
+pytest_plugins = ["pytester"]
+
+#: Seconds for a suite that a test runs; far above what any takes on a busy machine.
+TIMEOUT = 90
+
+Runner = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suite that a test runs sees neither this run's workers nor the machine's other plugins."""
+    for name in list(os.environ):
+        if name.startswith(("PYTEST_XDIST", "PYTEST_ADDOPTS", "COV_CORE")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Runner:
+    """Run the suite in the test's directory in a subprocess.
+
+    ``run("-x", workers=3, dist="load", plugins=("pytest_cov",))``; ``runner`` is ``forkd`` (the
+    default), ``xdist`` or ``plain``.
+    """
+
+    def run(
+        *args: str | Path,
+        workers: int | str = 2,
+        runner: str = "forkd",
+        plugins: tuple[str, ...] = (),
+    ) -> pytest.RunResult:
+        command: list[str | Path] = []
+        if runner != "plain":
+            command += ["-p", "xdist.plugin"]
+        if runner == "forkd":
+            command += ["-p", "forkd", f"--forkd-workers={workers}"]
+        elif runner == "xdist":
+            command += ["-n", str(workers)]
+        for plugin in plugins:
+            command += ["-p", plugin]
+        return pytester.runpytest_subprocess(*command, *args, timeout=TIMEOUT)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """After each test, no process of a run may be left, nor a file in the temporary directory."""
+    yield
+    left = run_processes(str(tmp_path))
+    assert not left, f"left running: {left}"

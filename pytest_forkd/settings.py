@@ -62,7 +62,7 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
         return None
     if any(getattr(namespace, name, False) for name in _NOT_DISTRIBUTED):
         return None
-    if not config.pluginmanager.hasplugin("xdist"):
+    if not any(config.pluginmanager.hasplugin(name) for name in ("xdist", "xdist.plugin")):
         raise pytest.UsageError(
             "pytest-forkd needs pytest-xdist, which is disabled here.\n"
             "Drop '-p no:xdist' (or load it with '-p xdist'), or say --forkd-workers=0."

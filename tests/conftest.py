@@ -44,7 +44,7 @@ def run(pytester: pytest.Pytester) -> Runner:
     ) -> pytest.RunResult:
         command: list[str | Path] = []
         if runner != "plain":
-            command += ["-p", "xdist.plugin"]
+            command += ["-p", "xdist"]
         if runner == "forkd":
             command += ["-p", "forkd", f"--forkd-workers={workers}"]
         elif runner == "xdist":

@@ -1,4 +1,4 @@
-"""What pytest loads: options, ini values and the hooks that put the distributed session in place."""
+"""What pytest loads: options, ini values, and hooks that put the session in place."""
 
 from __future__ import annotations
 
@@ -182,4 +182,3 @@ class _PlainXdist:
             "forkd: plain xdist workers: macOS frameworks may not survive fork(); "
             "--forkd-backend=process forks all the same"
         )
-

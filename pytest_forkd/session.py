@@ -17,9 +17,9 @@ from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
 from pytest_forkd.crash import crash_report
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
+from pytest_forkd.safewarnings import rebuild_warning
 from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
-from pytest_forkd.safewarnings import rebuild_warning
 
 __all__ = ["ForkdSession"]
 
@@ -414,9 +414,7 @@ class ForkdSession(DSession):
     def _report(self, data: Any) -> Any:
         try:
             data = unpack_report(data)
-            report = self.config.hook.pytest_report_from_serializable(
-                config=self.config, data=data
-            )
+            report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
         except (ValueError, TypeError, KeyError, RuntimeError) as exc:
             raise BadEvent(f"not a report: {exc}") from exc
         if report is None:
@@ -438,7 +436,7 @@ class ForkdSession(DSession):
         except (ValueError, TypeError, KeyError) as exc:
             raise BadEvent(f"not a warning: {exc}") from exc
         place = None if location is None else _location(location)
-        self.worker_warning_recorded(message, _text(when), _text(nodeid), place)  # type: ignore[arg-type]
+        self.worker_warning_recorded(message, _text(when), _text(nodeid), place)
 
     def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
         if not isinstance(workerinfo, dict):
@@ -506,4 +504,4 @@ def _text(value: Any) -> str:
 def _location(value: Any) -> tuple[Any, Any, Any]:
     if not isinstance(value, list) or len(value) != 3:
         raise BadEvent("no location")
-    return tuple(value)  # type: ignore[return-value]
+    return tuple(value)

@@ -1,7 +1,8 @@
-"""What is remembered of a suite from run to run: whether it can share one collection, and why not."""
+"""What is remembered of a suite: whether it can share one collection, and why not."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
@@ -92,10 +93,8 @@ def finding_line(finding: dict[str, Any], config: pytest.Config) -> str:
     path = finding["path"]
     if not path:
         return str(finding["what"])
-    try:
+    with contextlib.suppress(ValueError):
         path = os.path.relpath(path, config.invocation_params.dir)
-    except ValueError:
-        pass
     place = f"{path}:{finding['lineno']}" if finding["lineno"] else path
     return f"{finding['what']} ({place})"
 
@@ -104,6 +103,8 @@ def warn_about(findings: list[dict[str, Any]], config: pytest.Config) -> None:
     """Turn what speaks against a forced ``--forkd-warm=collection`` into warnings."""
     for finding in findings:
         config.issue_config_time_warning(
-            PytestForkdWarning(f"workers share one collection, but {finding_line(finding, config)}"),
+            PytestForkdWarning(
+                f"workers share one collection, but {finding_line(finding, config)}"
+            ),
             stacklevel=2,
         )

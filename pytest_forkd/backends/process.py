@@ -215,7 +215,7 @@ class ProcessBackend(Backend):
             frames = [Frame({"broken": str(exc)}, [])]
         for frame in frames:
             self._handle(frame.message)
-        if self._collector is not None and self._collector.eof:
+        if self._collector.eof:
             self._events.unregister(self._collector)
             if not self._ending:
                 self._listener.on_collector_lost(self._collector_end())

@@ -99,7 +99,7 @@ def pack_report(data: dict[str, Any]) -> dict[str, Any]:
         for key, value in data.items()
         if key not in _PLAIN_FIELDS and type(value) not in _SCALARS
     }
-    properties = data.get("user_properties")
+    properties: list[Any] | None = data.get("user_properties")
     if properties and not all(
         type(part) in _SCALARS for pair in properties for part in _parts(pair)
     ):
@@ -115,7 +115,7 @@ def _parts(pair: object) -> tuple[object, ...]:
     return tuple(pair) if isinstance(pair, (tuple, list)) else (pair,)
 
 
-def unpack_report(data: dict[str, Any]) -> dict[str, Any]:
+def unpack_report(data: Any) -> dict[str, Any]:
     """The inverse of :func:`pack_report`, with tuples where pytest's reports have tuples.
 
     :raises ValueError: if ``data`` is no report.

@@ -9,6 +9,7 @@ spend their time waking each other up, so here the controller's main loop reads 
 from __future__ import annotations
 
 import collections
+import contextlib
 import queue
 import selectors
 import socket
@@ -74,10 +75,8 @@ class EventQueue:
 
     def unregister(self, fileobj: Any) -> None:
         """Forget ``fileobj``; nothing happens if it is not registered (any more)."""
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(fileobj)
-        except (KeyError, ValueError):
-            pass
 
     def close(self) -> None:
         """Forget everything."""
@@ -158,10 +157,8 @@ class SocketIO:
 
     def close_write(self) -> None:
         """Tell the worker that nothing more comes."""
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def wait(self) -> None:
         """Nothing to wait for: the backend owns the process."""

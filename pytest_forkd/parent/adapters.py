@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["adapted_fds", "adapt_worker"]
+__all__ = ["adapt_worker", "adapted_fds"]
 
 
 def adapted_fds(config: pytest.Config) -> list[int]:

@@ -94,7 +94,7 @@ def set_role(workerinput: dict[str, Any]) -> None:
 
 
 def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: str | None) -> Any:
-    """A configuration as ``xdist.remote`` makes it: initial conftests loaded, not yet configured."""
+    """A configuration as ``xdist.remote`` makes it: conftests loaded, not yet configured."""
     pytest_forkd._config_of_a_clone = True
     try:
         config: Any = _prepareconfig(request["args"], None)
@@ -208,8 +208,7 @@ class CollectorPlugin:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
         self.check_hooks()
-        if self.leave_if_unsuitable():
-            return True
+        self.leave_if_unsuitable()
         findings = self.resource_findings()
         if findings and not self.strict:
             self.leave(findings)
@@ -262,11 +261,10 @@ class CollectorPlugin:
             findings.append(Finding("a temporary directory was made during collection"))
         return findings
 
-    def leave_if_unsuitable(self) -> bool:
+    def leave_if_unsuitable(self) -> None:
         """At level ``auto``, end the collector as soon as anything has been noticed."""
-        if self.strict or not self.trips():
-            return False
-        self.leave(self.trips())
+        if not self.strict and self.trips():
+            self.leave(self.trips())
 
     def leave(self, findings: list[Finding]) -> NoReturn:
         """Tell the controller why this suite cannot share its collection, undo configure, end."""
@@ -305,6 +303,5 @@ def conftest_files(config: Any) -> list[str]:
     return sorted(
         path
         for plugin in config.pluginmanager.get_plugins()
-        if (path := getattr(plugin, "__file__", None))
-        and os.path.basename(path) == "conftest.py"
+        if (path := getattr(plugin, "__file__", None)) and os.path.basename(path) == "conftest.py"
     )

@@ -136,7 +136,8 @@ def reopen_log_files() -> None:
         with contextlib.suppress(OSError, ValueError):
             handler.acquire()
             try:
-                handler.stream.close()
+                if handler.stream is not None:
+                    handler.stream.close()
                 handler.mode = "a"
                 handler.stream = handler._open()
             finally:
@@ -206,7 +207,7 @@ class SeedWatch:
             generator.seed()
 
     def _watch(self, module: ModuleType) -> None:
-        original = module.seed
+        original = vars(module)["seed"]
 
         def seed(*args: Any, **kwargs: Any) -> Any:
             if any(value is not None for value in (*args, *kwargs.values())):
@@ -214,10 +215,10 @@ class SeedWatch:
             return original(*args, **kwargs)
 
         def restore() -> None:
-            if module.seed is seed:
-                module.seed = original
+            if vars(module).get("seed") is seed:
+                vars(module)["seed"] = original
 
-        module.seed = seed  # type: ignore[attr-defined]
+        vars(module)["seed"] = seed
         self._restore.append(restore)
 
 

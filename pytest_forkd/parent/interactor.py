@@ -166,18 +166,14 @@ class Interactor(WorkerInteractor):
         self.outbox.append(["complete", self.item_index, duration])
 
     @pytest.hookimpl
-    def pytest_runtest_logstart(
-        self, nodeid: str, location: tuple[str, int | None, str]
-    ) -> None:
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         if self._started == (nodeid, location):
             self._started = None  # "start" has told it already
         else:
             self.outbox.append(["logstart", nodeid, location])
 
     @pytest.hookimpl
-    def pytest_runtest_logfinish(
-        self, nodeid: str, location: tuple[str, int | None, str]
-    ) -> None:
+    def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         self.outbox.append(["logfinish", nodeid, location])
 
     @pytest.hookimpl

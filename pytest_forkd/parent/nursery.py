@@ -58,7 +58,7 @@ class Nursery:
     * ``signal``: ``{"worker", "signum"}``;
     * ``end``: no more workers; answered by closing the connection once none is left.
 
-    Answers: ``forked``, ``fork_failed``, and ``exit`` with the wait status and what the worker left.
+    Answers: ``forked``, ``fork_failed``, and ``exit`` with the wait status and the worker's files.
     """
 
     def __init__(self, connection: FrameSocket) -> None:
@@ -191,5 +191,3 @@ def _pidfd(pid: int) -> int | None:
         with contextlib.suppress(OSError):
             return os.pidfd_open(pid)
     return None
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from pytest_forkd.parent.findings import Finding, is_installed, place_of
 __all__ = ["OpenFiles", "resource_findings"]
 
 #: What ``/proc/self/fd`` shows for the files of an event loop.
+_HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
 _LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
 
 
@@ -93,9 +95,7 @@ def _open_files(files: OpenFiles, known_fds: Iterable[int]) -> list[Finding]:
             what = "an event loop is open, and would be shared by all workers"
         elif target.startswith("/dev/nvidia"):
             what = f"a GPU context is open ({target}), and does not survive a fork"
-        elif target.startswith(("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")):
-            continue
-        elif is_installed(target):
+        elif target.startswith(_HARMLESS_FILES) or is_installed(target):
             continue
         else:
             what = f"file {target} is open, and all workers would share its position"
@@ -175,8 +175,6 @@ def log_handlers() -> list[logging.FileHandler]:
 def _log_file_fds() -> list[int]:
     fds = []
     for handler in log_handlers():
-        try:
-            fds.append(handler.stream.fileno())
-        except (OSError, ValueError, AttributeError):
-            continue
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            fds.append(handler.stream.fileno())  # type: ignore[union-attr]
     return fds

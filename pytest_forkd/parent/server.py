@@ -66,14 +66,12 @@ def preload(modules: list[str]) -> dict[str, str]:
 
     :returns: for each module that failed to import, why.
     """
-    import _pytest.assertion.rewrite
-    import _pytest.faulthandler
-    import _pytest.junitxml
-    import _pytest.tmpdir
-    import xdist.plugin
-    import xdist.remote
+    import xdist
 
-    import pytest_forkd.parent.collector  # noqa: F401
+    import pytest_forkd
+
+    for name in ("_pytest.junitxml", "xdist.plugin", "pytest_forkd.parent.collector"):
+        importlib.import_module(name)
 
     # pytest warns that it cannot rewrite the assertions of plugins that are loaded already, unless
     # their docstring says that they do without (documented at "Assertion Rewriting").

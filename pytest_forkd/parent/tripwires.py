@@ -184,8 +184,8 @@ class EnvironTripwire:
 class _Walk:
     """Tells a reading of one variable from a walk over all of them.
 
-    ``items()`` reads each value right after its key was yielded. ``dict(os.environ)`` lists all keys
-    first and reads the values then, in the same order.
+    ``items()`` reads each value right after its key was yielded. ``dict(os.environ)`` lists all
+    keys and then reads the values in that order.
     """
 
     def __init__(self) -> None:
@@ -224,7 +224,9 @@ def hook_findings(pluginmanager: Any, known: set[Any]) -> list[Finding]:
             path, lineno = place_of(code)
             if not is_installed(path) and not _is_ours(plugin):
                 findings.append(
-                    Finding(f"{hook} is implemented and expects to run in each worker", path, lineno)
+                    Finding(
+                        f"{hook} is implemented and expects to run in each worker", path, lineno
+                    )
                 )
     return findings
 

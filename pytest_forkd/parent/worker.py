@@ -29,9 +29,7 @@ from pytest_forkd.parent.nursery import Birth
 __all__ = ["become_worker", "configure_worker", "finish_worker"]
 
 
-def become_worker(
-    config: Any, interactor: Interactor, birth: Birth, seeds: SeedWatch
-) -> None:
+def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: SeedWatch) -> None:
     """Give a clone of the collector the identity in ``birth``.
 
     The same objects are changed, not replaced: plugins keep references to them.

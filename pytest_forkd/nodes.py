@@ -283,7 +283,10 @@ class ForkdNodeManager(NodeManager):
             self.backend.close()
             for node in self.nodes.values():
                 node.discard()
-            self.group.terminate(self.EXIT_TIMEOUT)
+                # execnet would start a thread for each gateway to wait for its process.
+                if node.gateway in self.group:
+                    self.group._unregister(node.gateway)
+            self.group._gateways_to_join.clear()
             self.events.close()
 
     def _interrupt_workers(self) -> None:

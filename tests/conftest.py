@@ -57,8 +57,12 @@ def run(pytester: pytest.Pytester) -> Runner:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """After each test, no process of a run may be left, nor a file in the temporary directory."""
+def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test, no process of a run may be left."""
+    if "pytester" not in request.fixturenames:
+        yield
+        return
+    directory = request.getfixturevalue("pytester").path
     yield
-    left = run_processes(str(tmp_path))
+    left = run_processes(str(directory))
     assert not left, f"left running: {left}"

@@ -119,7 +119,6 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     if modules is None:
         modules = named_modules(request["args"], request["testpaths"])
     import_modules(modules)
-    gc.collect()
     gc.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
@@ -214,7 +213,8 @@ class CollectorPlugin:
             self.leave(findings)
         self.environ.disarm()
         self.seeds.stop()
-        gc.collect()
+        # Frozen objects stay out of the workers' collections, which would copy their pages.
+        # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
         gc.freeze()
         self.nursery.connection.send(
             {

@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import platform
 import selectors
 import shutil
 import signal
@@ -72,7 +73,8 @@ def preload(modules: list[str]) -> dict[str, str]:
 
     for name in ("_pytest.junitxml", "xdist.plugin", "pytest_forkd.parent.collector"):
         importlib.import_module(name)
-
+    # Each worker tells xdist its platform; finding out takes a subprocess, once.
+    platform.platform()
     # pytest warns that it cannot rewrite the assertions of plugins that are loaded already, unless
     # their docstring says that they do without (documented at "Assertion Rewriting").
     for module in (xdist, pytest_forkd):

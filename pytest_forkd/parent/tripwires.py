@@ -105,6 +105,11 @@ class WorkerInput(dict[str, Any]):
     # Walking over all values is how a mapping is copied or printed. Who copies it keeps an
     # identity that is not its own, so that counts, too.
 
+    def __iter__(self) -> Iterator[str]:
+        # Only because dict(...) and ** look at the values of a dict subclass behind its back
+        # unless it says how it is iterated over; then they ask for each value.
+        return super().__iter__()
+
     def items(self) -> Any:
         self._check_all()
         return super().items()
@@ -125,6 +130,7 @@ class WorkerInput(dict[str, Any]):
         return repr(dict(super().items()))
 
     def __reduce__(self) -> Any:
+        self._check_all()
         return dict, (dict(super().items()),)
 
 

@@ -148,7 +148,7 @@ class ForkdSession(DSession):
             f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
         )
         self._modules = unsuitable["modules"]
-        self.memory.remember_unsuitable(findings, self._modules, unsuitable["conftests"])
+        self.memory.remember_unsuitable(findings, self._modules, unsuitable["files"])
         self._level_asked = "imports"
         self._begin("imports")
 

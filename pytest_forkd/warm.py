@@ -40,15 +40,17 @@ class WarmMemory:
         return "collection", modules
 
     def remember_unsuitable(
-        self, findings: list[dict[str, Any]], modules: list[str] | None, conftests: list[str]
+        self, findings: list[dict[str, Any]], modules: list[str] | None, files: list[str]
     ) -> None:
         """Note why this suite's workers have to collect for themselves.
 
-        It holds until a file that caused it, a conftest or the ini file changes.
+        It holds until one of the project's files, of those that were loaded, or the ini file
+        changes.
+
+        :param files: the project's files.
         """
-        files = [finding["path"] for finding in findings if finding["path"]] + conftests
         if self._config.inipath is not None:
-            files.append(str(self._config.inipath))
+            files = [*files, str(self._config.inipath)]
         self._set(
             _UNSUITABLE,
             {

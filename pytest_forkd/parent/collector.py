@@ -32,7 +32,7 @@ from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.adapters import adapted_fds
-from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.hygiene import SeedWatch, capture_fds
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
@@ -158,7 +158,6 @@ def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     seeds.start()
     config = make_config(request, workerinput, request["basetemp"])
     plugin = CollectorPlugin(config, nursery, request, files, seeds, environ)
-    plugin.check_hooks()
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
     status = config.hook.pytest_cmdline_main(config=config)
@@ -186,8 +185,6 @@ class CollectorPlugin:
         self.files = files
         self.seeds = seeds
         self.environ = environ
-        self.seen_plugins: set[Any] = set()
-        self.hook_trips: list[Finding] = []
         self.modules_before = set(sys.modules)
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
@@ -206,7 +203,6 @@ class CollectorPlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
-        self.check_hooks()
         self.leave_if_unsuitable()
         findings = self.resource_findings()
         if findings and not self.strict:
@@ -240,13 +236,13 @@ class CollectorPlugin:
 
     # -- what speaks against sharing the collection --
 
-    def check_hooks(self) -> None:
-        """Look for session hooks in plugins that were registered since the last look."""
-        self.hook_trips += hook_findings(self.config.pluginmanager, self.seen_plugins)
-
     def trips(self) -> list[Finding]:
         """Everything that was noticed without looking at open resources."""
-        return [*self.hook_trips, *self.config.workerinput.trips, *self.environ.trips]
+        return [
+            *hook_findings(self.config.pluginmanager),
+            *self.config.workerinput.trips,
+            *self.environ.trips,
+        ]
 
     def resource_findings(self) -> list[Finding]:
         """What was opened or started since the suite was configured."""
@@ -274,7 +270,7 @@ class CollectorPlugin:
                 "unsuitable": {
                     "findings": [finding.to_json() for finding in findings],
                     "modules": third_party_modules(self.modules_before, self.config) or None,
-                    "conftests": conftest_files(self.config),
+                    "files": [f.path for f in findings if f.path] + project_files(),
                 }
             }
         )
@@ -296,12 +292,3 @@ class CollectorPlugin:
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(status)
-
-
-def conftest_files(config: Any) -> list[str]:
-    """The conftest files that have been loaded."""
-    return sorted(
-        path
-        for plugin in config.pluginmanager.get_plugins()
-        if (path := getattr(plugin, "__file__", None)) and os.path.basename(path) == "conftest.py"
-    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["Finding", "caller_outside", "is_installed", "place_of"]
+__all__ = ["Finding", "caller_outside", "is_installed", "is_stdlib", "place_of", "project_files"]
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,34 @@ def is_installed(path: str | None) -> bool:
     return os.path.realpath(path).startswith(_installed_roots())
 
 
+def is_stdlib(path: str) -> bool:
+    """Whether a file belongs to the standard library."""
+    if path.startswith("<frozen "):
+        return True
+    root = os.path.join(sysconfig.get_path("stdlib"), "")
+    return path.startswith(root) and not path.startswith(
+        (os.path.join(root, "site-packages"), os.path.join(root, "dist-packages"))
+    )
+
+
+def project_files() -> list[str]:
+    """The files of all modules that belong neither to the interpreter nor to a distribution."""
+    paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return sorted({path for path in paths if path and not is_installed(path)})
+
+
 def place_of(code: CodeType) -> tuple[str, int]:
     """The file and line where a function is defined."""
     return code.co_filename, code.co_firstlineno
 
 
 def caller_outside(frame: FrameType | None, modules: frozenset[str]) -> FrameType | None:
-    """The nearest caller that is in none of ``modules`` (names of modules)."""
-    while frame is not None and frame.f_globals.get("__name__") in modules:
+    """The nearest caller that is neither in ``modules`` (their names) nor in the standard library.
+
+    ``copy`` and ``json`` read what they are given; who gave it is of interest.
+    """
+    while frame is not None and (
+        frame.f_globals.get("__name__") in modules or is_stdlib(frame.f_code.co_filename)
+    ):
         frame = frame.f_back
     return frame

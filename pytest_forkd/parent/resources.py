@@ -77,10 +77,9 @@ def _threads() -> list[Finding]:
         if target is None and type(thread) is not threading.Thread:
             target = type(thread).run
         code = getattr(getattr(target, "__func__", target), "__code__", None)
-        path, lineno = place_of(code) if code is not None else (None, 0)
-        findings.append(
-            Finding(f"thread {thread.name!r} runs, and would be in no worker", path, lineno)
-        )
+        what = f"thread {thread.name!r} runs, and would be in no worker"
+        path, lineno = place_of(code) if code is not None else ("", 0)
+        findings.append(Finding(what) if is_installed(path) else Finding(what, path, lineno))
     return findings
 
 
@@ -99,8 +98,6 @@ def _open_files(files: OpenFiles, known_fds: Iterable[int]) -> list[Finding]:
             continue
         else:
             what = f"file {target} is open, and all workers would share its position"
-            findings.append(Finding(what, target))
-            continue
         findings.append(Finding(what))
     return findings
 

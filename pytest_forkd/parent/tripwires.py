@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import ItemsView, Iterable, Iterator, ValuesView
 from types import FrameType
 from typing import Any
 
-from pytest_forkd.parent.findings import Finding, caller_outside
+from pytest_forkd.parent.findings import Finding, caller_outside, is_installed, place_of
 
 __all__ = ["SAFE_READERS", "EnvironTripwire", "WorkerInput", "hook_findings"]
 
@@ -150,31 +150,25 @@ class EnvironTripwire:
         """Begin to notice."""
         original = type(os.environ)
         trips = self.trips
-        walk = _Walk()
+        copying: list[object] = [None]  # where all keys have been asked for, last
 
         class TripwireEnviron(original):  # type: ignore[misc, valid-type]
             def __getitem__(self, key: Any) -> Any:
-                if key == _WORKER_VARIABLE and not walk.covers(key):
-                    trips.trip(
-                        f"{_WORKER_VARIABLE} is read before the workers exist", sys._getframe(1)
-                    )
-                walk.last_read = key
+                if key == _WORKER_VARIABLE:
+                    frame = sys._getframe(1)
+                    if frame.f_code not in _WALKS and copying[0] != (id(frame), frame.f_lasti):
+                        trips.trip(f"{key} is read before the workers exist", frame)
                 return super().__getitem__(key)
 
             def __contains__(self, key: object) -> bool:
                 # Asking whether it is set asks for the role, which is the same in all workers.
                 return key in list(super().__iter__())
 
-            def __iter__(self) -> Iterator[Any]:
-                for key in super().__iter__():
-                    walk.last_yielded = key
-                    yield key
-                walk.last_yielded = None
-
             def keys(self) -> Any:
-                keys = list(super().__iter__())
-                if _WORKER_VARIABLE in keys[1:]:
-                    walk.predecessor = keys[keys.index(_WORKER_VARIABLE) - 1]
+                # dict(os.environ) and ** ask for all keys and then for the value of each, all in
+                # one instruction of the caller's.
+                frame = sys._getframe(1)
+                copying[0] = (id(frame), frame.f_lasti)
                 return super().keys()
 
         self._original = original
@@ -187,53 +181,29 @@ class EnvironTripwire:
             self._original = None
 
 
-class _Walk:
-    """Tells a reading of one variable from a walk over all of them.
-
-    ``items()`` reads each value right after its key was yielded. ``dict(os.environ)`` lists all
-    keys and then reads the values in that order.
-    """
-
-    def __init__(self) -> None:
-        self.last_yielded: Any = None
-        self.last_read: Any = None
-        self.predecessor: Any = None
-
-    def covers(self, key: Any) -> bool:
-        return self.last_yielded == key or (
-            self.predecessor is not None and self.last_read == self.predecessor
-        )
-
+#: Code that reads every value of a mapping in turn.
+_WALKS = frozenset({ItemsView.__iter__.__code__, ValuesView.__iter__.__code__})
 
 #: Hooks that a project pairs with each other and expects once a worker, in that worker.
 _SESSION_HOOKS = ("pytest_sessionstart", "pytest_sessionfinish", "pytest_unconfigure")
 
 
-def hook_findings(pluginmanager: Any, known: set[Any]) -> list[Finding]:
+def hook_findings(pluginmanager: Any) -> list[Finding]:
     """Project-local implementations of session hooks.
 
     :param pluginmanager: pytest's plugin manager.
-    :param known: plugins already looked at; those seen now are added.
     """
-    from pytest_forkd.parent.findings import is_installed, place_of
-
     findings = []
-    for plugin in pluginmanager.get_plugins():
-        if id(plugin) in known:
-            continue
-        known.add(id(plugin))
-        for hook in _SESSION_HOOKS:
-            function = getattr(plugin, hook, None)
+    for name in _SESSION_HOOKS:
+        for implementation in getattr(pluginmanager.hook, name).get_hookimpls():
+            function = implementation.function
             code = getattr(getattr(function, "__func__", function), "__code__", None)
-            if code is None:
+            if code is None or _is_ours(implementation.plugin):
                 continue
             path, lineno = place_of(code)
-            if not is_installed(path) and not _is_ours(plugin):
-                findings.append(
-                    Finding(
-                        f"{hook} is implemented and expects to run in each worker", path, lineno
-                    )
-                )
+            if not is_installed(path):
+                what = f"{name} is implemented and expects to run in each worker"
+                findings.append(Finding(what, path, lineno))
     return findings
 
 

@@ -1,4 +1,4 @@
-"""The ``pytest-forkd`` command."""
+"""The pytest-forkd command."""
 
 from __future__ import annotations
 

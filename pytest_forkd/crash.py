@@ -16,7 +16,8 @@ def crash_report(nodeid: str, worker: ForkdWorkerController) -> pytest.TestRepor
     :param worker: its node, whose ``end`` is known.
     """
     lines = [f"worker {worker.gateway.id!r} crashed while running {nodeid!r}"]
-    sections = list(worker.sections)
+    last = worker.last_report
+    sections = list(last.sections) if last is not None else []
     end = worker.end
     if end is not None:
         lines.append(f"The worker process died: {end.reason}{_hint(end.reason)}.")
@@ -25,6 +26,8 @@ def crash_report(nodeid: str, worker: ForkdWorkerController) -> pytest.TestRepor
         for stream, text in (("stdout", end.out), ("stderr", end.err)):
             if text:
                 sections.append((f"Captured {stream} until the crash", text))
+    if last is not None and last.failed:
+        lines += ["", f"Before that, its {last.when} failed:", "", last.longreprtext]
     path = nodeid.split("::")[0]
     report = pytest.TestReport(
         nodeid=nodeid,

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import execnet
@@ -55,8 +56,11 @@ class ForkdWorkerController(WorkerController):
         #: Index and location of the item that is running, as far as the worker has told.
         self.running: int | None = None
         self.location: Any = None
-        #: Sections of the setup report of the running item: part of the story if it crashes.
-        self.sections: list[tuple[str, str]] = []
+        #: What is to be told once the running item has ended, and the last of its reports.
+        self.held: list[Callable[[], None]] = []
+        self.last_report: pytest.TestReport | None = None
+        #: What a replacement that collects for itself has told of itself.
+        self.ready: dict[str, Any] | None = None
         #: How the process ended, once it has.
         self.end: WorkerEnd | None = None
         #: ``(kind, message, returncode)`` if the worker's session was interrupted.
@@ -233,8 +237,8 @@ class ForkdNodeManager(NodeManager):
         for node in nodes:
             self.spawn(node)
 
-    def request(self, warm: str, level: str, modules: list[str] | None) -> RunRequest:
-        """What the collector has to know about this run."""
+    def request(self, warm: str, level: str, modules: list[str], scan: bool) -> RunRequest:
+        """What the collector has to know about this run; see :class:`RunRequest`."""
         from xdist.plugin import _sys_path
 
         nodes = list(self.nodes.values())
@@ -250,6 +254,7 @@ class ForkdNodeManager(NodeManager):
             warm=warm,
             level=level,
             modules=modules,
+            scan=scan,
             testpaths=[str(path) for path in self.config.getini("testpaths")],
         )
 
@@ -275,8 +280,11 @@ class ForkdNodeManager(NodeManager):
         interrupted, too, so that their fixtures are torn down. A second Ctrl-C ends all at once.
         """
         try:
-            self._interrupt_workers()
-            self.backend.end_run(self.EXIT_TIMEOUT)
+            if self._warm:
+                self._interrupt_workers()
+                self.backend.end_run(self.EXIT_TIMEOUT)
+            else:
+                self.backend.interrupt()
         except KeyboardInterrupt:
             pass  # asked twice: close() kills whatever is left
         finally:

@@ -98,6 +98,7 @@ class _Controller:
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
+        self.workers = 0
 
     @classmethod
     def make(cls, config: pytest.Config) -> _Controller | None:
@@ -116,7 +117,7 @@ class _Controller:
         try:
             backend = make_backend(settings)
             if backend is None:
-                config.pluginmanager.register(_PlainXdist(settings.workers), "forkd-plain-xdist")
+                config.pluginmanager.register(_PlainXdist(settings), "forkd-plain-xdist")
                 namespace.numprocesses = settings.workers
                 return None
             backend.start()
@@ -134,11 +135,9 @@ class _Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Set xdist's options as ``-n`` would."""
-        option = config.option
-        option.numprocesses = self.settings.workers
-        option.tx = ["popen"] * self.settings.workers
-        if option.dist == "no":
-            option.dist = "load"
+        self.workers = distribute(config, self.settings)
+        if not self.workers:
+            self.backend.close()
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -157,24 +156,34 @@ class _Controller:
             return  # a later plugin has decided against distribution
         manager.register(ForkdSession(config, self.settings, self.backend), "dsession")
 
-    @pytest.hookimpl
-    def pytest_report_header(self) -> str:
-        """One line about the backend."""
-        return f"forkd: {self.settings.workers} workers, {self.backend.name} backend"
+
+def distribute(config: pytest.Config, settings: Settings) -> int:
+    """Set the options that xdist and those who ask about it look at.
+
+    :returns: the number of workers; 0 if the run is not distributed after all.
+    """
+    from pytest_forkd.settings import count_workers
+
+    workers = count_workers(settings, config)
+    option = config.option
+    option.numprocesses = workers
+    option.tx = ["popen"] * workers
+    if not workers:
+        option.dist = "no"
+    elif option.dist == "no":
+        option.dist = "load"
+    return workers
 
 
 class _PlainXdist:
     """Where forking is known to be fragile, ``auto`` leaves the workers to xdist, and says so."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
-        config.option.numprocesses = self.workers
-        config.option.tx = ["popen"] * self.workers
-        if config.option.dist == "no":
-            config.option.dist = "load"
+        distribute(config, self.settings)
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:

@@ -25,15 +25,9 @@ def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
     message: Warning | str = text
     if message_class is not None:
         arguments = data["message_args"]
-        plain = (
-            message_class.__init__ is Warning.__init__
-            and message_class.__new__ is Warning.__new__
-            and message_class.__str__ is Warning.__str__
-        )
-        if plain and isinstance(arguments, (tuple, list)):
-            message = message_class(*arguments)
-        elif plain:
-            message = message_class(text)
+        if not _runs_code(message_class):
+            given = arguments if isinstance(arguments, (tuple, list)) else (text,)
+            message = message_class(*given)
         else:
             message = Warning(text)
     details = {
@@ -44,13 +38,34 @@ def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
     return warnings.WarningMessage(message=message, category=category, **details)  # type: ignore[arg-type]
 
 
+def _runs_code(message_class: type[Warning]) -> bool:
+    """Whether making or showing an instance runs Python code of the class."""
+    methods = {
+        "__new__",
+        "__init__",
+        "__str__",
+        "__repr__",
+        "__init_subclass__",
+        "__getattribute__",
+    }
+    return (
+        any(
+            methods & vars(base).keys()
+            for base in message_class.__mro__
+            if base.__module__ != "builtins"
+        )
+        or type(message_class) is not type
+    )
+
+
 def _warning_class(module: object, name: object) -> type[Warning] | None:
     """A warning class by its name; one of the same name where the controller does not have it."""
     if not module:
         return None
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a warning's class is named by text")
-    found = getattr(sys.modules.get(module), name, None)
+    # Not getattr(): a module may import lazily (PEP 562).
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if isinstance(found, type) and issubclass(found, Warning):
         return found
     # The summary shows a category's name, and nothing else of it.

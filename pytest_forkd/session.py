@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from xdist.dsession import DSession, Interrupted
-from xdist.scheduler import LoadScopeScheduling
 
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
-from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
+from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
+from pytest_forkd.inbox import Inbox
+from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
-from pytest_forkd.safewarnings import rebuild_warning
+from pytest_forkd.recovery import run_again, take_out
 from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
@@ -45,12 +46,15 @@ class ForkdSession(DSession):
         self.memory = WarmMemory(config)
         #: The warm level in use: ``collection`` or ``imports``; ``None`` until it is settled.
         self.level: str | None = None
-        self._level_asked = "collection"
-        self._modules: list[str] | None = None
+        self._recalled = self.memory.recall(settings.warm)
+        self._level_asked = self._recalled.level
+        self._modules, self._scan = self._recalled.modules, self._recalled.scan
         self._warm_answer: dict[str, Any] | None = None
-        self._ids: list[str] | None = None
+        self.inbox = Inbox(self)
         self._collector_losses = 0
         self._exit: Exception | None = None
+        # Workers append to a log file that the controller has open, too.
+        reopen_log_files()
 
     # -- setting up ----------------------------------------------------------------------------
 
@@ -69,13 +73,21 @@ class ForkdSession(DSession):
                 "Set TMPDIR, or --basetemp, to a directory with free space that you may write to."
             ) from exc
         self._active_nodes.update(nodes)
-        self._level_asked, self._modules = self.memory.recall(self.settings.warm)
         try:
             self._begin(self._level_asked)
         except BackendError as exc:
             self.nodemanager.teardown_nodes()
             self.nodemanager = None
             raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
+
+    @pytest.hookimpl
+    def pytest_report_header(self, config: pytest.Config) -> str:
+        """One line about the workers."""
+        count = len(config.option.tx)
+        line = f"forkd: {count} worker{'s' * (count != 1)}, {self.backend.name} backend"
+        if self._recalled.finding is not None:
+            line += f"; each collects for itself: {finding_line(self._recalled.finding, config)}"
+        return line
 
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
@@ -86,7 +98,7 @@ class ForkdSession(DSession):
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
         self._warm_answer = None
-        request = self.nodemanager.request(self.settings.warm, level, self._modules)
+        request = self.nodemanager.request(self.settings.warm, level, self._modules, self._scan)
         self.backend.begin(request, self.nodemanager.events, self)
 
     @pytest.hookimpl
@@ -119,6 +131,7 @@ class ForkdSession(DSession):
                 return self._collection_ended(answer.get("ended", {}))
         warm = answer["warm"]
         self.level = str(warm["level"])
+        self.inbox.workers_collect = self.level == "imports"
         nodes = list(self.nodemanager.nodes.values())
         if self.level == "collection":
             nodes = self._take_collection(warm, nodes)
@@ -147,8 +160,9 @@ class ForkdSession(DSession):
         self.report_line(
             f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
         )
-        self._modules = unsuitable["modules"]
-        self.memory.remember_unsuitable(findings, self._modules, unsuitable["files"])
+        self._modules, self._scan = unsuitable["modules"], not unsuitable["complete"]
+        self.memory.remember_unsuitable(findings, unsuitable["files"])
+        self.memory.remember_modules(self._modules, complete=unsuitable["complete"])
         self._level_asked = "imports"
         self._begin("imports")
 
@@ -160,14 +174,14 @@ class ForkdSession(DSession):
         :returns: the nodes that are worth a process.
         """
         ids = [str(nodeid) for nodeid in warm["ids"]]
-        if self._ids is not None:
-            if ids != self._ids:
+        if self.inbox.ids is not None:
+            if ids != self.inbox.ids:
                 raise CollectorLost("the collector's replacement found different tests")
             return nodes
-        self._ids = ids
+        self.inbox.ids = ids
         warn_about(warm["findings"], self.config)
-        self.memory.remember_modules(warm["modules"])
-        self._dispatch(nodes[0], warm["events"])
+        self.memory.remember_modules(warm["modules"], complete=True)
+        self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes
         return self._keep(nodes, max(1, min(len(nodes), len(ids))))
@@ -181,6 +195,9 @@ class ForkdSession(DSession):
                 self.trdist._status.pop(node.gateway.spec.id, None)
         # Schedulers wait for as many nodes as there are --tx entries.
         self.config.option.tx = self.config.option.tx[:count]
+        self.config.option.numprocesses = count
+        for node in nodes[:count]:
+            node.workerinput["workercount"] = count
         return nodes[:count]
 
     def _collection_ended(self, ended: dict[str, Any]) -> bool:
@@ -189,10 +206,8 @@ class ForkdSession(DSession):
         self.shouldstop = False
         node = next(iter(self.nodemanager.nodes.values()))
         events = ended.get("events", [])
-        self._dispatch(node, [event for event in events if event[0] != "finished"])
+        self.inbox.dispatch(node, [event for event in events if event[0] != "finished"])
         self._active_nodes.clear()
-        if self._exit is not None:
-            raise self._exit
         for event in events:
             if event[0] == "finished":
                 output = unpack_object(event[1])
@@ -200,7 +215,10 @@ class ForkdSession(DSession):
                 if reason:
                     raise pytest.Session.Interrupted(str(reason))
         if node.interruption is not None:
-            raise KeyboardInterrupt(node.interruption[1])
+            kind, message, returncode = node.interruption
+            if kind == "exit":
+                raise pytest.exit.Exception(message, returncode)
+            raise KeyboardInterrupt(message)
         if any(event[0] == "internal_error" for event in events):
             assert self._session is not None
             raise pytest.exit.Exception(
@@ -239,7 +257,7 @@ class ForkdSession(DSession):
         """A worker died: blame the test that was running, and replace the worker."""
         node._down = True
         self.config.hook.pytest_testnodedown(node=node, error=error)
-        crashitem = self._take_from_scheduler(node)
+        crashitem, more = self._take_out(node)
         if crashitem:
             self.handle_crashitem(crashitem, node)
         self._failed_nodes_count += 1
@@ -252,7 +270,7 @@ class ForkdSession(DSession):
             self._summary_report = message
             self.report_line(f"\n{message}")
             self.triggershutdown()
-        else:
+        elif more:
             self.report_line(f"\nreplacing crashed worker {node.gateway.id}")
             self._replace(node)
         self._active_nodes.discard(node)
@@ -261,30 +279,9 @@ class ForkdSession(DSession):
         self.shuttingdown = False
         self._clone_node(node)
 
-    def _take_from_scheduler(self, node: ForkdWorkerController) -> str | None:
-        """Take a dead node out of the scheduler, which gives its other tests to the others.
-
-        xdist's schedulers take the first test that a node has not completed for the one that
-        crashed it. Here the worker has told what it was running, so a worker that died between
-        tests crashes none, and a scope's tests are not run again with the one that crashed.
-
-        :returns: the id of the test that was running.
-        """
-        sched = self.sched
-        if sched is None or node not in sched.nodes:
-            return None
-        running = None if node.running is None else self._nodeid(node, node.running)
-        if isinstance(sched, LoadScopeScheduling):
-            if running is not None:
-                scope = sched._split_scope(running)
-                sched.assigned_work[node][scope][running] = True
-            sched.remove_node(node)  # what it returns has not begun, and is queued again
-            return running
-        first = sched.remove_node(node)
-        if first is not None and running is None and self.config.getvalue("dist") != "each":
-            sched.mark_test_pending(first)
-            return None
-        return first
+    def _take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
+        running = None if node.running is None else self.inbox.nodeid(node, node.running)
+        return take_out(self.sched, node, running)
 
     def worker_collector_lost(self, reason: str, nodes: list[ForkdWorkerController]) -> None:
         """The collector died: start another one, once, and replace all workers."""
@@ -311,21 +308,24 @@ class ForkdSession(DSession):
         for node in nodes:
             node._down = True
             self.config.hook.pytest_testnodedown(node=node, error=reason)
-            interrupted = self._take_from_scheduler(node)
+            interrupted, _more = self._take_out(node)
             if interrupted:
-                self._run_again(interrupted)
+                run_again(self.sched, node, interrupted)
             self._replace(node)
             self._active_nodes.discard(node)
 
-    def _run_again(self, nodeid: str) -> None:
-        """Queue a test that was cut short through no fault of its own."""
-        sched = self.sched
-        assert sched is not None
-        if isinstance(sched, LoadScopeScheduling):
-            scope = sched._split_scope(nodeid)
-            sched.workqueue.setdefault(scope, {})[nodeid] = False
-        else:
-            sched.mark_test_pending(nodeid)
+    def _failed_worker_collectreport(
+        self, node: Any, rep: pytest.CollectReport | pytest.TestReport
+    ) -> None:
+        """Report what several workers failed to collect once.
+
+        xdist knows a failure again by its representation, most kinds of which are equal to none.
+        """
+        key = (rep.nodeid, str(rep.longrepr))
+        if key not in self._failed_collection_errors:
+            self._failed_collection_errors[key] = True
+            self.config.hook.pytest_collectreport(report=rep)
+            self._handlefailures(rep)
 
     def handle_crashitem(  # type: ignore[override]
         self, nodeid: str, worker: ForkdWorkerController
@@ -358,150 +358,6 @@ class ForkdSession(DSession):
             self.sched.remove_node(node)
         self._active_nodes.discard(node)
 
-    # -- what workers say ----------------------------------------------------------------------
-
     def worker_batch(self, node: ForkdWorkerController, payload: bytes) -> None:
-        """A message of a worker: several events, decoded and checked here."""
-        try:
-            events = decode_batch(payload)
-        except ValueError as exc:
-            node.broke_protocol(str(exc))
-            return
-        self._dispatch(node, events)
-
-    def _dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
-        for name, *args in events:
-            handler = getattr(self, f"_on_{name}", None)
-            try:
-                if handler is None:
-                    raise BadEvent(f"unknown event {name!r}")
-                handler(node, *args)
-            except BadEvent as exc:
-                node.broke_protocol(f"{name}: {exc}")
-                return
-
-    def _nodeid(self, node: ForkdWorkerController, index: Any) -> str:
-        """The id of a node's item, checked."""
-        ids = node.ids
-        if type(index) is not int or ids is None or not 0 <= index < len(ids):
-            raise BadEvent(f"no item has the index {index!r}")
-        return ids[index]
-
-    def _on_start(self, node: ForkdWorkerController, index: Any, location: Any) -> None:
-        nodeid = self._nodeid(node, index)
-        node.running = index
-        node.location = location = _location(location)
-        node.sections = []
-        self.worker_logstart(node, nodeid, location)
-
-    def _on_logstart(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
-        self.worker_logstart(node, _text(nodeid), _location(location))
-
-    def _on_logfinish(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
-        self.worker_logfinish(node, _text(nodeid), _location(location))
-
-    def _on_report(self, node: ForkdWorkerController, data: Any) -> None:
-        report = self._report(data)
-        if not isinstance(report, pytest.TestReport):
-            raise BadEvent("not a test report")
-        if report.when == "setup":
-            node.sections = list(report.sections)
-        self.worker_testreport(node, report)
-
-    def _on_collectreport(self, node: ForkdWorkerController, data: Any) -> None:
-        self.worker_collectreport(node, self._report(data))
-
-    def _report(self, data: Any) -> Any:
-        try:
-            data = unpack_report(data)
-            report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
-        except (ValueError, TypeError, KeyError, RuntimeError) as exc:
-            raise BadEvent(f"not a report: {exc}") from exc
-        if report is None:
-            raise BadEvent("not a report")
-        return report
-
-    def _on_complete(self, node: ForkdWorkerController, index: Any, duration: Any) -> None:
-        self._nodeid(node, index)
-        if node.running != index:
-            raise BadEvent(f"item {index} was not running")
-        node.running = None
-        self.worker_runtest_protocol_complete(node, index, float(duration))
-
-    def _on_warning(
-        self, node: ForkdWorkerController, data: Any, when: Any, nodeid: Any, location: Any
-    ) -> None:
-        try:
-            message = rebuild_warning(unpack_object(data))
-        except (ValueError, TypeError, KeyError) as exc:
-            raise BadEvent(f"not a warning: {exc}") from exc
-        place = None if location is None else _location(location)
-        self.worker_warning_recorded(message, _text(when), _text(nodeid), place)
-
-    def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
-        if not isinstance(workerinfo, dict):
-            raise BadEvent("no information about the worker")
-        workerinfo["version_info"] = tuple(workerinfo.get("version_info", ()))
-        self.worker_workerready(node, workerinfo)  # type: ignore[arg-type]
-        if self._ids is not None and self.level == "collection":
-            node.ids = self._ids
-            self.worker_collectionfinish(node, self._ids)
-
-    def _on_collection(self, node: ForkdWorkerController, ids: Any) -> None:
-        if not isinstance(ids, list) or self.level != "imports":
-            raise BadEvent("no collection was asked for")
-        ids = [_text(nodeid) for nodeid in ids]
-        if self._ids is None:
-            self._ids = ids
-        node.ids = self._ids if ids == self._ids else ids
-        self.worker_collectionfinish(node, node.ids)
-
-    def _on_unscheduled(self, node: ForkdWorkerController, indices: Any) -> None:
-        if not isinstance(indices, list):
-            raise BadEvent("no list of items")
-        for index in indices:
-            self._nodeid(node, index)
-        self.worker_unscheduled(node, indices)
-
-    def _on_interrupted(
-        self, node: ForkdWorkerController, kind: Any, message: Any, returncode: Any
-    ) -> None:
-        code = returncode if isinstance(returncode, int) else None
-        node.interruption = (_text(kind), _text(message), code)
-
-    def _on_internal_error(self, node: ForkdWorkerController, text: Any) -> None:
-        node.internal_error = True
-        try:
-            raise WorkerInternalError(_text(text))
-        except WorkerInternalError:
-            excinfo = pytest.ExceptionInfo.from_current()
-            self.config.hook.pytest_internalerror(excrepr=_text(text), excinfo=excinfo)
-
-    def _on_finished(self, node: ForkdWorkerController, workeroutput: Any) -> None:
-        try:
-            output = unpack_object(workeroutput)
-        except (ValueError, TypeError) as exc:
-            raise BadEvent(str(exc)) from exc
-        if not isinstance(output, dict) or not isinstance(output.get("exitstatus"), int):
-            raise BadEvent("no workeroutput")
-        node.finished(output)
-
-
-class BadEvent(Exception):
-    """An event that no worker of ours would send."""
-
-
-class WorkerInternalError(Exception):
-    """Carries the traceback of an internal error in a worker, as text."""
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadEvent(f"{type(value).__name__} instead of text")
-    return value
-
-
-def _location(value: Any) -> tuple[Any, Any, Any]:
-    if not isinstance(value, list) or len(value) != 3:
-        raise BadEvent("no location")
-    return tuple(value)
+        """A message of a worker."""
+        self.inbox.receive(node, payload)

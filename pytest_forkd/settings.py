@@ -11,29 +11,39 @@ import pytest
 
 from pytest_forkd.backends.base import Backend, BackendError
 
-__all__ = ["BACKENDS", "WARM_LEVELS", "Settings", "make_backend", "read_settings"]
+__all__ = ["BACKENDS", "WARM_LEVELS", "Settings", "count_workers", "make_backend", "read_settings"]
 
 BACKENDS = ("auto", "process", "qemu", "forkd")
 WARM_LEVELS = ("auto", "collection", "imports")
 
 #: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
-_NOT_DISTRIBUTED = ("collectonly", "usepdb", "trace", "showfixtures", "show_fixtures_per_test")
+#: ``-f`` starts another pytest, with the same options, in which the tests are distributed.
+_NOT_DISTRIBUTED = (
+    "collectonly",
+    "looponfail",
+    "show_fixtures_per_test",
+    "showfixtures",
+    "trace",
+    "usepdb",
+)
 
 
 @dataclass(frozen=True)
 class Settings:
     """A run that is to be distributed over clones.
 
-    :ivar workers: how many, at least 1.
+    :ivar workers: how many, at least 1; or ``auto``, see :func:`count_workers`.
     :ivar backend: ``process``, ``qemu`` or ``forkd``.
     :ivar warm: the warm level: ``auto``, ``collection`` or ``imports``.
     :ivar preload: modules for the parent to import.
+    :ivar path: where the controller looks for modules first.
     """
 
-    workers: int
+    workers: int | str
     backend: str = "process"
     warm: str = "auto"
     preload: list[str] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
 
 
 def parse_workers(text: str) -> int | str:
@@ -77,10 +87,11 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
             *config.getini("forkd_preload"),
             *(getattr(namespace, "forkd_preload", None) or ()),
         ],
+        path=[*(str(path) for path in config.getini("pythonpath")), *sys.path],
     )
 
 
-def _workers(config: pytest.Config, namespace: Any) -> int:
+def _workers(config: pytest.Config, namespace: Any) -> int | str:
     asked = getattr(namespace, "forkd_workers", None)
     source = "--forkd-workers"
     xdist_workers = getattr(namespace, "numprocesses", None)
@@ -91,33 +102,31 @@ def _workers(config: pytest.Config, namespace: Any) -> int:
     if asked is None and xdist_workers is not None:
         if not config.getini("forkd_replace_xdist"):
             return 0  # -n was meant for xdist, whatever the ini file's default is
-        if isinstance(xdist_workers, str):
-            return _auto_workers(config, namespace)
-        limit = getattr(namespace, "maxprocesses", None)
-        return min(xdist_workers, limit) if limit else int(xdist_workers)
+        return xdist_workers  # type: ignore[no-any-return]
     if asked is None:
         asked, source = config.getini("forkd_workers"), "ini value forkd_workers"
     if asked is None or asked == "":
         return 0
     try:
-        number = parse_workers(str(asked))
+        return parse_workers(str(asked))
     except ValueError:
         raise pytest.UsageError(
             f"{source}: {str(asked)!r} is no number of workers.\n"
             "Give a whole number, 0 for none, or 'auto' for one a processor."
         ) from None
-    return _auto_workers(config, namespace) if isinstance(number, str) else number
 
 
-def _auto_workers(config: pytest.Config, namespace: Any) -> int:
-    if getattr(namespace, "usepdb", False):
-        return 0
-    # xdist's own implementation looks at this option to tell 'auto' from 'logical'.
-    config.option.numprocesses = getattr(namespace, "numprocesses", None) or "auto"
-    number: int = config.hook.pytest_xdist_auto_num_workers(config=config)
-    config.option.numprocesses = getattr(namespace, "numprocesses", None)
-    limit = getattr(namespace, "maxprocesses", None)
-    return min(number, limit) if limit else number
+def count_workers(settings: Settings, config: pytest.Config) -> int:
+    """The number of workers, once conftests are loaded: they may have a say in ``auto``.
+
+    :returns: 0 if the run is not to be distributed after all.
+    """
+    number = settings.workers
+    if isinstance(number, str):
+        # xdist's own implementation of the hook tells 'auto' from 'logical' by this option.
+        config.option.numprocesses = number
+        number = int(config.hook.pytest_xdist_auto_num_workers(config=config))
+    return min(number, config.option.maxprocesses) if config.option.maxprocesses else number
 
 
 def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:
@@ -150,4 +159,4 @@ def make_backend(settings: Settings) -> Backend | None:
         return None
     from pytest_forkd.backends.process import ProcessBackend
 
-    return ProcessBackend(settings.preload)
+    return ProcessBackend(settings.preload, settings.path)

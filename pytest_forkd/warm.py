@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pytest_forkd import PytestForkdWarning
 
-__all__ = ["WarmMemory", "finding_line", "warn_about"]
+__all__ = ["Recalled", "WarmMemory", "finding_line", "warn_about"]
 
 _UNSUITABLE = "forkd/unsuitable"
 _MODULES = "forkd/modules"
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What is known of a suite.
+
+    :ivar level: the warm level to try: ``collection`` or ``imports``.
+    :ivar modules: third-party modules that it is known to import.
+    :ivar scan: whether there may be more of them.
+    :ivar finding: why its workers have to collect for themselves, if that is known.
+    """
+
+    level: str
+    modules: list[str]
+    scan: bool
+    finding: dict[str, Any] | None = None
 
 
 class WarmMemory:
@@ -23,25 +40,25 @@ class WarmMemory:
         self._config = config
         self._cache: Any = getattr(config, "cache", None)
 
-    def recall(self, warm: str) -> tuple[str, list[str] | None]:
-        """The warm level to try.
+    def recall(self, warm: str) -> Recalled:
+        """What to try.
 
         :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
-        :returns: the level, and the third-party modules that the suite is known to import, if any.
         """
-        modules = self._get(_MODULES)
-        if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
-            modules = None
-        if warm != "auto":
-            return warm, modules
+        stored = self._get(_MODULES)
+        modules: list[str] = []
+        complete = False
+        if isinstance(stored, dict) and isinstance(stored.get("modules"), list):
+            modules = [name for name in stored["modules"] if isinstance(name, str)]
+            complete = bool(stored.get("complete"))
         known = self._get(_UNSUITABLE)
+        if warm != "auto":
+            return Recalled(warm, modules, scan=not complete)
         if isinstance(known, dict) and self._holds(known):
-            return "imports", modules
-        return "collection", modules
+            return Recalled("imports", modules, scan=not complete, finding=known["findings"][0])
+        return Recalled("collection", modules, scan=not complete)
 
-    def remember_unsuitable(
-        self, findings: list[dict[str, Any]], modules: list[str] | None, files: list[str]
-    ) -> None:
+    def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
         """Note why this suite's workers have to collect for themselves.
 
         It holds until one of the project's files, of those that were loaded, or the ini file
@@ -59,17 +76,21 @@ class WarmMemory:
                 "files": {path: _stamp(path) for path in files},
             },
         )
-        if modules:
-            self.remember_modules(modules)
 
-    def remember_modules(self, modules: list[str]) -> None:
-        """Note which third-party modules collection imported."""
-        if modules != self._get(_MODULES):
-            self._set(_MODULES, modules)
+    def remember_modules(self, modules: list[str], *, complete: bool) -> None:
+        """Note which third-party modules the suite imports.
+
+        :param complete: whether the collection that imported them came to its end.
+        """
+        stored = {"modules": modules, "complete": complete}
+        if stored != self._get(_MODULES):
+            self._set(_MODULES, stored)
 
     def _holds(self, known: dict[str, Any]) -> bool:
         files = known.get("files")
         if not isinstance(files, dict) or known.get("args") != [str(a) for a in self._config.args]:
+            return False
+        if not isinstance(known.get("findings"), list) or not known["findings"]:
             return False
         return all(_stamp(path) == stamp for path, stamp in files.items())
 

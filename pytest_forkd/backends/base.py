@@ -30,7 +30,8 @@ class RunRequest:
     :ivar basetemp: the first node's base temporary directory.
     :ivar warm: the warm level that was asked for: ``auto``, ``collection`` or ``imports``.
     :ivar level: the warm level to try: ``collection`` or ``imports``.
-    :ivar modules: third-party modules to import at level ``imports``; ``None`` if unknown.
+    :ivar modules: third-party modules to import at level ``imports``.
+    :ivar scan: whether to look for more of them in test files and conftests.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
     """
 
@@ -44,7 +45,8 @@ class RunRequest:
     level: str
     nodes: list[str] = field(default_factory=list)
     basetemp: str | None = None
-    modules: list[str] | None = None
+    modules: list[str] = field(default_factory=list)
+    scan: bool = True
     testpaths: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +76,7 @@ class Listener(Protocol):
     """Who a backend talks to; called from the controller's main loop."""
 
     def on_collector_message(self, message: dict[str, Any]) -> None:
-        """The collector sent ``warm``, ``unsuitable``, ``ended`` or ``usage_error``."""
+        """The collector sent ``warm``, ``unsuitable``, ``ended``, ``usage_error`` or ``broken``."""
 
     def on_collector_lost(self, reason: str) -> None:
         """The collector or its parent died unasked; its workers die with it."""
@@ -130,6 +132,10 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def signal(self, worker: str, signum: int) -> None:
         """Send a signal to a worker, if it exists."""
+
+    @abc.abstractmethod
+    def interrupt(self) -> None:
+        """End a collector that has not answered yet, as Ctrl-C would, giving it a moment."""
 
     @abc.abstractmethod
     def end_run(self, timeout: float) -> None:

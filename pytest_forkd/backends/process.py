@@ -29,6 +29,9 @@ __all__ = ["ProcessBackend", "runtime_directory"]
 _HELLO_TIMEOUT = 300.0
 #: Seconds for a process that has been told to end to do so.
 _END_TIMEOUT = 5.0
+#: Seconds for a collector to notice a Ctrl-C by itself, and to end after one of ours.
+_INTERRUPT_GRACE = 0.3
+_INTERRUPT_TIMEOUT = 2.0
 #: ``sun_path`` of unix(7), less the terminating null byte and the name of the socket.
 _MAX_DIRECTORY_LENGTH = 107 - len("/parent")
 
@@ -76,13 +79,15 @@ class ProcessBackend(Backend):
     """The ``process`` backend.
 
     :param preload: modules for the parent to import before anything else.
+    :param path: where to look for them first.
     """
 
     name = "process"
     shares_files = True
 
-    def __init__(self, preload: list[str]) -> None:
+    def __init__(self, preload: list[str], path: list[str]) -> None:
         self._preload = preload
+        self._path = path
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._control: FrameSocket | None = None
@@ -112,6 +117,7 @@ class ProcessBackend(Backend):
                 f"--controller={os.getpid()}",
                 f"--directory={self._directory}",
                 f"--preload={json.dumps(self._preload)}",
+                f"--path={json.dumps(self._path)}",
             ]
             try:
                 self._process = subprocess.Popen(
@@ -295,19 +301,36 @@ class ProcessBackend(Backend):
         except OSError as exc:
             raise BackendError(f"the collector has gone: {exc}") from exc
 
+    def interrupt(self) -> None:
+        if self._collector is None or self._collector_pid is None:
+            return
+        self._ending = True
+        # A Ctrl-C on a terminal has reached the collector already; a second one would cut short
+        # what it does about the first.
+        if not self._wait_for_collector(_INTERRUPT_GRACE):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._collector_pid, signal.SIGINT)
+            self._wait_for_collector(_INTERRUPT_TIMEOUT)
+
     def end_run(self, timeout: float) -> None:
         if self._collector is None or self._collector.eof:
             return
         self._ending = True
         with contextlib.suppress(BackendError):
             self._ask({"end": {}})
+        self._wait_for_collector(timeout)
+
+    def _wait_for_collector(self, timeout: float) -> bool:
+        """Handle events until the collector has gone; false if it has not in time."""
         assert self._events is not None
+        assert self._collector is not None
         deadline = time.monotonic() + timeout
         while not self._collector.eof:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                return
+                return False
             self._events.poll(remaining)
+        return True
 
     def close(self) -> None:
         for connection in (self._collector, self._control):

@@ -3,15 +3,15 @@
 A message is a JSON list of events, each a list that starts with the event's name:
 
 =================  =====================================================================
-``start``          ``[index]``: the item is about to run
-``logstart``       ``[index]`` or ``[nodeid, location]``
-``logfinish``      ``[index]`` or ``[nodeid, location]``
+``start``          ``[index, location]``: the item is about to run
+``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
+``logfinish``      ``[nodeid, location]``
 ``report``         ``[data]``: a test report, see :func:`pack_report`
 ``complete``       ``[index, seconds]``: the item's run-test protocol has ended
 ``collectreport``  ``[data]``: a collection report that did not pass
 ``warning``        ``[data, when, nodeid, location]``
 ``ready``          ``[workerinfo]``
-``collection``     ``[ids, locations]``, only from a worker that collected for itself
+``collection``     ``[ids]``, only from a worker that collected for itself
 ``unscheduled``    ``[indices]``: given back after a ``steal``
 ``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
 ``internal_error`` ``[text]``
@@ -26,10 +26,12 @@ values that JSON cannot keep travel as execnet's own serialization of builtins.
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import Any
 
-from execnet import DumpError, dumps, loads
+from execnet import DumpError, dumps
+from execnet.gateway_base import Unserializer, opcode
 
 __all__ = [
     "decode_batch",
@@ -78,11 +80,26 @@ def unpack_object(text: str) -> Any:
     :raises ValueError: if ``text`` is nothing that :func:`pack_object` makes.
     """
     try:
-        return loads(base64.b64decode(text, validate=True))
+        stream = io.BytesIO(base64.b64decode(text, validate=True))
+        loader = Unserializer(stream)
+        loader.num2func = _LOADERS
+        return loader.load(versioned=True)
     except ValueError:
         raise
     except Exception as exc:
         raise ValueError(f"not a packed object: {type(exc).__name__}: {exc}") from exc
+
+
+def _load_newlist(loader: Unserializer) -> None:
+    """execnet's makes a list of any length that it is told, before its items come."""
+    length = int.from_bytes(loader.stream.read(4), "big")
+    assert isinstance(loader.stream, io.BytesIO)
+    if length > len(loader.stream.getbuffer()) - loader.stream.tell():
+        raise ValueError(f"a list of {length} items is longer than the message")
+    loader.stack.append([None] * length)
+
+
+_LOADERS = {**Unserializer.num2func, opcode.NEWLIST: _load_newlist}
 
 
 def pack_report(data: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +174,10 @@ def decode_batch(payload: bytes) -> list[list[Any]]:
 
     :raises ValueError: if it is not a list of events.
     """
-    events = json.loads(payload)
+    try:
+        events = json.loads(payload)
+    except RecursionError:
+        raise ValueError("a message is nested too deeply") from None
     if not isinstance(events, list):
         raise ValueError("a message is not a list of events")
     for event in events:

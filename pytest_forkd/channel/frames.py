@@ -149,7 +149,7 @@ class FrameSocket:
             return None
         try:
             message = json.loads(bytes(self._buffer[_HEADER.size : end]))
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise FrameError(f"a frame is not JSON: {exc}") from exc
         if not isinstance(message, dict):
             raise FrameError("a frame is not a JSON object")

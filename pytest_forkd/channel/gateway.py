@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import execnet
 from execnet.gateway import Gateway, RInfo
-from execnet.gateway_base import Message
+from execnet.gateway_base import Message, opcode
 
 if TYPE_CHECKING:
     from execnet.gateway_base import ExecModel
@@ -213,8 +213,7 @@ class CloneGateway(Gateway):
         try:
             messages, eof = self._clone_io.receive()
             for message in messages:
-                if message.msgcode not in _FROM_WORKER:
-                    raise ValueError(f"a worker may not send {message!r}")
+                _check(message)
                 message.received(self)
         except Exception as exc:
             self.stop_reading()
@@ -250,3 +249,24 @@ class CloneGateway(Gateway):
 _FROM_WORKER = frozenset(
     {Message.CHANNEL_DATA, Message.CHANNEL_CLOSE, Message.CHANNEL_LAST_MESSAGE}
 )
+_INT4 = struct.Struct("!i")
+
+
+def _check(message: Message) -> None:
+    """Let through only what a worker of ours sends: bytes on a channel, or the channel's end.
+
+    execnet would build whatever object the data describes, such as a list of two billion items.
+
+    :raises ValueError: for anything else.
+    """
+    if message.msgcode not in _FROM_WORKER:
+        raise ValueError(f"a worker may not send {message!r}")
+    if message.msgcode == Message.CHANNEL_DATA:
+        data = message.data
+        if (
+            len(data) < 6
+            or data[:1] != opcode.BYTES
+            or data[-1:] != opcode.STOP
+            or _INT4.unpack_from(data, 1)[0] != len(data) - 6
+        ):
+            raise ValueError("a message is no byte string")

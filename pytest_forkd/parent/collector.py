@@ -31,14 +31,12 @@ import pytest_forkd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
-from pytest_forkd.parent.adapters import adapted_fds
 from pytest_forkd.parent.findings import Finding, project_files
-from pytest_forkd.parent.hygiene import SeedWatch, capture_fds
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
-from pytest_forkd.parent.preload import import_modules, named_modules, third_party_modules
-from pytest_forkd.parent.resources import OpenFiles, resource_findings
-from pytest_forkd.parent.tripwires import EnvironTripwire, WorkerInput, hook_findings
+from pytest_forkd.parent.preload import import_modules, named_modules
+from pytest_forkd.parent.tripwires import WorkerInput
+from pytest_forkd.parent.watch import Watch
 from pytest_forkd.parent.worker import become_worker, configure_worker, finish_worker
 
 __all__ = ["run_collector"]
@@ -115,10 +113,9 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
     """
-    modules = request["modules"]
-    if modules is None:
-        modules = named_modules(request["args"], request["testpaths"])
-    import_modules(modules)
+    import_modules(request["modules"])
+    if request["scan"]:
+        import_modules(named_modules(request["args"], request["testpaths"]))
     gc.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
@@ -150,14 +147,10 @@ def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         if any(node.get(key) != first.get(key) or key not in node for node in nodes)
     }
     workerinput = WorkerInput(first, identity | {"workerid"})
-    environ = EnvironTripwire()
     set_role(first)
-    files = OpenFiles()
-    seeds = SeedWatch()
-    environ.arm()
-    seeds.start()
+    watch = Watch(workerinput)
     config = make_config(request, workerinput, request["basetemp"])
-    plugin = CollectorPlugin(config, nursery, request, files, seeds, environ)
+    plugin = CollectorPlugin(config, nursery, watch, strict=request["warm"] == "collection")
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
     status = config.hook.pytest_cmdline_main(config=config)
@@ -171,21 +164,13 @@ class CollectorPlugin:
     """Collects under watch, reports the collection, and forks workers in ``pytest_runtestloop``."""
 
     def __init__(
-        self,
-        config: pytest.Config,
-        nursery: Nursery,
-        request: dict[str, Any],
-        files: OpenFiles,
-        seeds: SeedWatch,
-        environ: EnvironTripwire,
+        self, config: pytest.Config, nursery: Nursery, watch: Watch, *, strict: bool
     ) -> None:
         self.config: Any = config
         self.nursery = nursery
-        self.strict = request["warm"] == "collection"
-        self.files = files
-        self.seeds = seeds
-        self.environ = environ
-        self.modules_before = set(sys.modules)
+        self.watch = watch
+        #: Keep the level whatever is found.
+        self.strict = strict
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
         self.birth: Birth | None = None
@@ -203,12 +188,11 @@ class CollectorPlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
-        self.leave_if_unsuitable()
-        findings = self.resource_findings()
+        self.leave_if_unsuitable(complete=True)
+        findings = self.watch.resources(self.config, self.nursery.fds())
         if findings and not self.strict:
-            self.leave(findings)
-        self.environ.disarm()
-        self.seeds.stop()
+            self.leave(findings, complete=True)
+        self.watch.stop()
         # Frozen objects stay out of the workers' collections, which would copy their pages.
         # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
         gc.freeze()
@@ -219,8 +203,8 @@ class CollectorPlugin:
                     "ids": [item.nodeid for item in session.items],
                     "events": self.interactor.outbox,
                     "workerinfo": dict(xdist.remote.getinfodict()),
-                    "findings": [f.to_json() for f in self.trips() + findings],
-                    "modules": third_party_modules(self.modules_before, self.config),
+                    "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
+                    "modules": self.watch.modules(self.config),
                 }
             }
         )
@@ -231,45 +215,26 @@ class CollectorPlugin:
             self.end(0)
         self.birth = birth
         gc.enable()
-        become_worker(self.config, self.interactor, birth, self.seeds)
+        become_worker(self.config, self.interactor, birth, self.watch.seeds)
         return None  # and so on to the interactor's run loop
 
-    # -- what speaks against sharing the collection --
-
-    def trips(self) -> list[Finding]:
-        """Everything that was noticed without looking at open resources."""
-        return [
-            *hook_findings(self.config.pluginmanager),
-            *self.config.workerinput.trips,
-            *self.environ.trips,
-        ]
-
-    def resource_findings(self) -> list[Finding]:
-        """What was opened or started since the suite was configured."""
-        known = [
-            *capture_fds(self.config),
-            *adapted_fds(self.config),
-            *self.nursery.fds(),
-        ]
-        findings = resource_findings(self.files, known)
-        factory = getattr(self.config, "_tmp_path_factory", None)
-        if getattr(factory, "_basetemp", None) is not None:
-            findings.append(Finding("a temporary directory was made during collection"))
-        return findings
-
-    def leave_if_unsuitable(self) -> None:
+    def leave_if_unsuitable(self, *, complete: bool = False) -> None:
         """At level ``auto``, end the collector as soon as anything has been noticed."""
-        if not self.strict and self.trips():
-            self.leave(self.trips())
+        if not self.strict and self.watch.trips(self.config):
+            self.leave(self.watch.trips(self.config), complete=complete)
 
-    def leave(self, findings: list[Finding]) -> NoReturn:
-        """Tell the controller why this suite cannot share its collection, undo configure, end."""
-        self.environ.disarm()
+    def leave(self, findings: list[Finding], *, complete: bool) -> NoReturn:
+        """Tell the controller why this suite cannot share its collection, undo configure, end.
+
+        :param complete: whether the collection came to its end.
+        """
+        self.watch.stop()
         self.nursery.connection.send(
             {
                 "unsuitable": {
                     "findings": [finding.to_json() for finding in findings],
-                    "modules": third_party_modules(self.modules_before, self.config) or None,
+                    "modules": self.watch.modules(self.config),
+                    "complete": complete,
                     "files": [f.path for f in findings if f.path] + project_files(),
                 }
             }
@@ -281,7 +246,7 @@ class CollectorPlugin:
 
     def report_end(self, status: int) -> None:
         """Tell the controller that the session ended before its run loop."""
-        self.environ.disarm()
+        self.watch.stop()
         self.nursery.connection.send(
             {"ended": {"status": status, "events": self.interactor.outbox}}
         )

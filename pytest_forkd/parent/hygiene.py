@@ -9,28 +9,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
-import importlib.abc
-import importlib.util
 import os
-import random
 import sys
 import weakref
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from pytest_forkd.parent.resources import log_handlers
-
 __all__ = [
     "CrashFiles",
-    "SeedWatch",
     "capture_fds",
     "forget_exit_handlers",
     "own_basetemp",
-    "reopen_log_files",
     "restart_capture",
 ]
 
@@ -130,20 +121,6 @@ def own_basetemp(config: pytest.Config, basetemp: str | None) -> None:
         factory._basetemp = None
 
 
-def reopen_log_files() -> None:
-    """Give every log file handler an offset of its own, at the end of its file."""
-    for handler in log_handlers():
-        with contextlib.suppress(OSError, ValueError):
-            handler.acquire()
-            try:
-                if handler.stream is not None:
-                    handler.stream.close()
-                handler.mode = "a"
-                handler.stream = handler._open()
-            finally:
-                handler.release()
-
-
 def forget_exit_handlers() -> None:
     """Leave exit handlers from before the fork to the collector, which runs each of them once.
 
@@ -162,93 +139,3 @@ def forget_exit_handlers() -> None:
     if util is not None:
         util._finalizer_registry.clear()
         atexit.register(util._exit_function)
-
-
-class SeedWatch:
-    """Remembers whether collection seeded the global random generators on purpose.
-
-    A generator that nobody seeded has to differ between workers. One that a module seeded while it
-    was imported is in that very state in each of xdist's workers, so it has to be here.
-    """
-
-    def __init__(self) -> None:
-        self._seeded: set[str] = set()
-        self._restore: list[Callable[[], None]] = []
-        self._state: object = None
-
-    def start(self) -> None:
-        """Begin to watch ``random.seed`` and ``numpy.random.seed``."""
-        self._watch(random)
-        if "numpy.random" in sys.modules:
-            self._watch(sys.modules["numpy.random"])
-        else:
-            finder = _AfterImport("numpy.random", self._watch)
-            sys.meta_path.insert(0, finder)
-            self._restore.append(lambda: _remove(sys.meta_path, finder))
-
-    def stop(self) -> None:
-        """Stop watching; to be called before the first fork."""
-        for restore in reversed(self._restore):
-            restore()
-        self._restore.clear()
-        self._state = random.getstate()
-
-    def reseed(self) -> None:
-        """In a worker: reseed what nobody seeded, restore what somebody did."""
-        # Python reseeds its own generator in every fork (random.py: os.register_at_fork).
-        if "random" in self._seeded:
-            random.setstate(self._state)  # type: ignore[arg-type]
-        numpy_random = sys.modules.get("numpy.random")
-        if numpy_random is not None and "numpy.random" not in self._seeded:
-            with contextlib.suppress(AttributeError):
-                numpy_random.seed()
-        generator = getattr(sys.modules.get("hypothesis.core"), "_hypothesis_global_random", None)
-        if generator is not None:
-            generator.seed()
-
-    def _watch(self, module: ModuleType) -> None:
-        original = vars(module)["seed"]
-
-        def seed(*args: Any, **kwargs: Any) -> Any:
-            if any(value is not None for value in (*args, *kwargs.values())):
-                self._seeded.add(module.__name__)
-            return original(*args, **kwargs)
-
-        def restore() -> None:
-            if vars(module).get("seed") is seed:
-                vars(module)["seed"] = original
-
-        vars(module)["seed"] = seed
-        self._restore.append(restore)
-
-
-def _remove(finders: list[Any], finder: object) -> None:
-    if finder in finders:
-        finders.remove(finder)
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls back once a module has been imported."""
-
-    def __init__(self, name: str, callback: Callable[[ModuleType], None]) -> None:
-        self._name = name
-        self._callback = callback
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> Any:
-        if fullname != self._name or self not in sys.meta_path:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        exec_module = spec.loader.exec_module
-        callback = self._callback
-
-        def exec_and_call(module: ModuleType) -> None:
-            exec_module(module)
-            callback(module)
-
-        spec.loader.exec_module = exec_and_call  # type: ignore[method-assign]
-        return spec

@@ -112,6 +112,18 @@ class Interactor(WorkerInteractor):
     def pytest_collection(self) -> None:
         """Nothing to report: the controller knows that its workers collect."""
 
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        super().pytest_collection_modifyitems(config, items)
+        each: Any
+        for each in items:
+            # For --dist=loadgroup, xdist (3.8) puts the group's name into an attribute that pytest
+            # reads no longer since 9.2, where ids are structured (pytest-dev/pytest-xdist#1386).
+            with_group = vars(each).get("_nodeid")
+            if with_group is not None and each.nodeid != with_group:
+                each._id = type(each._id).parse(with_group)
+
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if self._channel is not None:
@@ -184,8 +196,8 @@ class Interactor(WorkerInteractor):
         data["testrun_uid"] = self.testrunuid
         assert self.session.items[self.item_index].nodeid == report.nodeid
         self.outbox.append(["report", pack_report(data)])
-        if report.when == "setup" and report.sections:
-            # Should the test crash its worker, what its setup printed is part of the story.
+        if report.when != "teardown" and (report.sections or report.failed):
+            # Should the test crash its worker now, this is part of the story.
             self.flush()
 
     # -- commands ------------------------------------------------------------------------------

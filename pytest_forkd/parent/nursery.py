@@ -95,7 +95,7 @@ class Nursery:
                     signal.signal(signal.SIGINT, interrupt)
                     return self._birth
         processes.kill_children(list(self._children))
-        self.connection.close()
+        # The connection stays open until the process ends, after its exit handlers.
         return None
 
     def _read_requests(self) -> None:
@@ -176,7 +176,7 @@ class Nursery:
                 assert self._selector is not None
                 self._selector.unregister(child.pidfd)
                 os.close(child.pidfd)
-            left = child.files.read() if status else {}
+            left = child.files.read()
             child.files.close()
             self._tell({"exit": {"worker": child.worker, "status": status, **left}})
 

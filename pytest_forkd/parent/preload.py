@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from _pytest.outcomes import OutcomeException
+
 __all__ = ["import_modules", "named_modules", "third_party_modules"]
 
 #: Files looked at for imports; a larger suite repeats itself.
@@ -126,5 +128,6 @@ def import_modules(names: Iterable[str]) -> None:
         warnings.simplefilter("ignore")
         for name in names:
             if name not in sys.modules:
-                with contextlib.suppress(Exception):
+                # Skipped and Exit of pytest are BaseExceptions; a module may raise them, too.
+                with contextlib.suppress(Exception, SystemExit, OutcomeException):
                     importlib.import_module(name)

@@ -23,14 +23,14 @@ def _prctl(option: int, argument: int) -> None:
             ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
 
 
-def die_with(parent_pid: int) -> None:
+def die_with(parent_pid: int | None) -> None:
     """End this process (SIGKILL) when ``parent_pid``, its parent, ends; Linux only.
 
     The kernel follows the *thread* that forked (prctl(2)), so fork from a main thread. Ends at once
-    if the parent has gone already.
+    if the parent has gone already. ``None`` undoes an earlier call.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if parent_pid is not None else 0)
+    if parent_pid is not None and os.getppid() != parent_pid:
         os._exit(1)
 
 

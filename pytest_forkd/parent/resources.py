@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
 
+from pytest_forkd.logfiles import log_handlers
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.findings import Finding, is_installed, place_of
 
@@ -157,16 +157,6 @@ def _native_threads() -> list[Finding]:
 
 def _task_count() -> int:
     return len(os.listdir("/proc/self/task"))
-
-
-def log_handlers() -> list[logging.FileHandler]:
-    """Every handler that has a log file open, in creation order."""
-    found = []
-    for reference in list(logging._handlerList):  # type: ignore[attr-defined]
-        handler = reference() if callable(reference) else reference
-        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            found.append(handler)
-    return found
 
 
 def _log_file_fds() -> list[int]:

@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--controller", type=int, help="pid of the controller to die with")
     parser.add_argument("--directory", help="directory to remove at the end")
     parser.add_argument("--preload", default="[]", help="modules to import, a JSON list")
+    parser.add_argument("--path", default="[]", help="where to look for them first, a JSON list")
     options = parser.parse_args(argv)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
@@ -54,20 +55,27 @@ def main(argv: list[str]) -> int:
         processes.die_with(options.controller)
     processes.become_subreaper()
     gc.disable()
-    failures = preload(json.loads(options.preload))
-    gc.collect()
+    own_path = list(sys.path)
+    failures = preload(json.loads(options.preload), json.loads(options.path))
+    sys.path[:] = own_path
     gc.freeze()
+    if options.controller is not None:
+        # From here on the end of its connection is noticed at once, and there is time to end what
+        # descends from this process, wherever it has gone.
+        processes.die_with(None)
     with socket.socket(fileno=options.listen_fd) as listener:
         parent = _Parent(listener, options.directory, failures)
         return parent.run()
 
 
-def preload(modules: list[str]) -> dict[str, str]:
+def preload(modules: list[str], path: list[str]) -> dict[str, str]:
     """Import pytest with its usual company, then ``modules`` in order.
 
+    :param path: where to look for ``modules`` before anywhere else.
     :returns: for each module that failed to import, why.
     """
     import xdist
+    from _pytest.outcomes import OutcomeException
 
     import pytest_forkd
 
@@ -79,6 +87,7 @@ def preload(modules: list[str]) -> dict[str, str]:
     # their docstring says that they do without (documented at "Assertion Rewriting").
     for module in (xdist, pytest_forkd):
         module.__doc__ = f"{module.__doc__ or ''}\nPYTEST_DONT_REWRITE"
+    sys.path[:0] = path
     failures = {}
     with warnings.catch_warnings():
         # A suite's own filters decide what its imports may warn about; they are not known yet.
@@ -86,7 +95,7 @@ def preload(modules: list[str]) -> dict[str, str]:
         for name in modules:
             try:
                 importlib.import_module(name)
-            except Exception as exc:
+            except (Exception, SystemExit, OutcomeException) as exc:
                 failures[name] = f"{type(exc).__name__}: {exc}"
     return failures
 

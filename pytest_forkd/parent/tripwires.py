@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import ItemsView, Iterable, Iterator, ValuesView
 from types import FrameType
 from typing import Any
 
 from pytest_forkd.parent.findings import Finding, caller_outside, is_installed, place_of
 
-__all__ = ["SAFE_READERS", "EnvironTripwire", "WorkerInput", "hook_findings"]
+__all__ = ["SAFE_READERS", "EnvironTripwire", "TempfileTripwire", "WorkerInput", "hook_findings"]
 
 #: Top-level packages that read a worker's identity before tests run and are known to cope: each
 #: either only asks "am I a worker?", or is told its identity again (see ``adapters``).
@@ -179,6 +180,44 @@ class EnvironTripwire:
         if self._original is not None:
             os.environ.__class__ = self._original
             self._original = None
+
+
+class TempfileTripwire:
+    """Notices when the project makes a temporary file or directory that would be one for all.
+
+    xdist's workers each have their own. What an installed package makes for itself is no finding.
+    """
+
+    _NAMES = ("mkdtemp", "mkstemp")
+
+    def __init__(self) -> None:
+        self.trips: list[Finding] = []
+        self._original: dict[str, Any] = {}
+
+    def arm(self) -> None:
+        """Begin to notice."""
+        for name in self._NAMES:
+            self._original[name] = getattr(tempfile, name)
+            setattr(tempfile, name, self._noticing(name))
+
+    def disarm(self) -> None:
+        """Make ``tempfile`` what it was."""
+        for name, function in self._original.items():
+            setattr(tempfile, name, function)
+        self._original.clear()
+
+    def _noticing(self, name: str) -> Any:
+        original = self._original[name]
+
+        def noticing(*args: Any, **kwargs: Any) -> Any:
+            caller = caller_outside(sys._getframe(1), _OWN_MODULES)
+            path = caller.f_code.co_filename if caller is not None else None
+            if caller is not None and not is_installed(path):
+                what = f"tempfile.{name}() is called, and workers would share what it makes"
+                self.trips.append(Finding(what, path, caller.f_lineno))
+            return original(*args, **kwargs)
+
+        return noticing
 
 
 #: Code that reads every value of a mapping in turn.

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.parent.adapters import adapt_worker
 from pytest_forkd.parent.hygiene import (
     CrashFiles,
-    SeedWatch,
     capture_into,
     forget_exit_handlers,
     own_basetemp,
-    reopen_log_files,
     restart_capture,
 )
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth
+from pytest_forkd.parent.seeds import SeedWatch
 
 __all__ = ["become_worker", "configure_worker", "finish_worker"]
 
@@ -36,6 +36,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
     """
     forget_exit_handlers()
     os.environ["PYTEST_XDIST_WORKER"] = birth.workerinput["workerid"]
+    os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(birth.workerinput["workercount"])
     config.workerinput.become(birth.workerinput)
     interactor.identify(birth.workerinput)
     own_basetemp(config, birth.basetemp)
@@ -51,6 +52,8 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
 def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
     """Prepare a clone that has its identity from the start and has yet to configure itself."""
     forget_exit_handlers()
+    if hasattr(config.option, "log_file_mode"):
+        config.option.log_file_mode = "a"  # all workers write to the file that the controller made
     SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
     interactor.attach(birth.channel, birth.claims)
     config.pluginmanager.register(_SelfCollecting(birth.files), "forkd-worker")

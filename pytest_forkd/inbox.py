@@ -1,0 +1,203 @@
+"""What workers say, decoded and checked in the controller's main loop.
+
+A worker is not trusted: whatever it sends becomes builtins, is checked here, and only then reaches
+the session. An event that no worker of ours would send ends that worker and touches nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
+from pytest_forkd.nodes import ForkdWorkerController
+from pytest_forkd.safewarnings import rebuild_warning
+
+if TYPE_CHECKING:
+    from pytest_forkd.session import ForkdSession
+
+__all__ = ["Inbox"]
+
+
+class BadEvent(Exception):
+    """An event that no worker of ours would send."""
+
+
+class WorkerInternalError(Exception):
+    """Carries the traceback of an internal error in a worker, as text."""
+
+
+class Inbox:
+    """Turns the messages of workers into calls of the session's ``worker_*`` methods.
+
+    See :mod:`pytest_forkd.channel.events` for the events.
+
+    :param session: whose methods are called.
+    """
+
+    def __init__(self, session: ForkdSession) -> None:
+        self._session = session
+        self._config = session.config
+        #: The ids of the items, as all workers have them; ``None`` until they are known.
+        self.ids: list[str] | None = None
+        #: Whether workers collect for themselves.
+        self.workers_collect = False
+
+    def receive(self, node: ForkdWorkerController, payload: bytes) -> None:
+        """Handle one message, which holds several events."""
+        try:
+            events = decode_batch(payload)
+        except ValueError as exc:
+            node.broke_protocol(str(exc))
+            return
+        self.dispatch(node, events)
+
+    def dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
+        """Handle events, up to the first bad one."""
+        for name, *args in events:
+            handler = getattr(self, f"_on_{name}", None)
+            try:
+                if handler is None:
+                    raise BadEvent("unknown event")
+                handler(node, *args)
+            except BadEvent as exc:
+                node.broke_protocol(f"{name}: {exc}")
+                return
+
+    def nodeid(self, node: ForkdWorkerController, index: Any) -> str:
+        """The id of a node's item, checked."""
+        ids = node.ids
+        if type(index) is not int or ids is None or not 0 <= index < len(ids):
+            raise BadEvent(f"no item has the index {index!r}")
+        return ids[index]
+
+    def _on_start(self, node: ForkdWorkerController, index: Any, location: Any) -> None:
+        nodeid = self.nodeid(node, index)
+        node.running = index
+        node.location = location = _location(location)
+        node.held.clear()
+        self._session.worker_logstart(node, nodeid, location)
+
+    def _on_logstart(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
+        self._session.worker_logstart(node, _text(nodeid), _location(location))
+
+    def _on_logfinish(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
+        arguments = (_text(nodeid), _location(location))
+        node.held.append(lambda: self._session.worker_logfinish(node, *arguments))
+
+    def _on_report(self, node: ForkdWorkerController, data: Any) -> None:
+        report = self._report(data)
+        if not isinstance(report, pytest.TestReport):
+            raise BadEvent("not a test report")
+        # Reports that come before the test has ended are held back: should it crash its worker
+        # now, the crash is its outcome, and they are part of the story.
+        node.last_report = report
+        node.held.append(lambda: self._session.worker_testreport(node, report))
+
+    def _on_collectreport(self, node: ForkdWorkerController, data: Any) -> None:
+        self._session.worker_collectreport(node, self._report(data))
+
+    def _report(self, data: Any) -> Any:
+        try:
+            data = unpack_report(data)
+            report = self._config.hook.pytest_report_from_serializable(
+                config=self._config, data=data
+            )
+        except (ValueError, TypeError, KeyError, RuntimeError) as exc:
+            raise BadEvent(f"not a report: {exc}") from exc
+        if report is None:
+            raise BadEvent("not a report")
+        return report
+
+    def _on_complete(self, node: ForkdWorkerController, index: Any, duration: Any) -> None:
+        self.nodeid(node, index)
+        if node.running != index:
+            raise BadEvent(f"item {index} was not running")
+        node.running = None
+        self._tell_held(node)
+        self._session.worker_runtest_protocol_complete(node, index, float(duration))
+
+    @staticmethod
+    def _tell_held(node: ForkdWorkerController) -> None:
+        held, node.held, node.last_report = node.held, [], None
+        for tell in held:
+            tell()
+
+    def _on_warning(
+        self, node: ForkdWorkerController, data: Any, when: Any, nodeid: Any, location: Any
+    ) -> None:
+        try:
+            message = rebuild_warning(unpack_object(data))
+        except (ValueError, TypeError, KeyError) as exc:
+            raise BadEvent(f"not a warning: {exc}") from exc
+        place = None if location is None else _location(location)
+        self._session.worker_warning_recorded(message, _text(when), _text(nodeid), place)
+
+    def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
+        if not isinstance(workerinfo, dict):
+            raise BadEvent("no information about the worker")
+        workerinfo["version_info"] = tuple(workerinfo.get("version_info", ()))
+        sched = self._session.sched
+        if self.workers_collect and sched is not None and sched.collection_is_completed:
+            # A replacement: schedulers want to be told of it and of its collection at once.
+            node.ready = workerinfo
+            return
+        self._session.worker_workerready(node, workerinfo)  # type: ignore[arg-type]
+        if self.ids is not None and not self.workers_collect:
+            node.ids = self.ids
+            self._session.worker_collectionfinish(node, self.ids)
+
+    def _on_collection(self, node: ForkdWorkerController, ids: Any) -> None:
+        if not isinstance(ids, list) or not self.workers_collect:
+            raise BadEvent("no collection was asked for")
+        ids = [_text(nodeid) for nodeid in ids]
+        if self.ids is None:
+            self.ids = ids
+        node.ids = self.ids if ids == self.ids else ids
+        if node.ready is not None:
+            self._session.worker_workerready(node, node.ready)  # type: ignore[arg-type]
+        self._session.worker_collectionfinish(node, node.ids)
+
+    def _on_unscheduled(self, node: ForkdWorkerController, indices: Any) -> None:
+        if not isinstance(indices, list):
+            raise BadEvent("no list of items")
+        for index in indices:
+            self.nodeid(node, index)
+        self._session.worker_unscheduled(node, indices)
+
+    def _on_interrupted(
+        self, node: ForkdWorkerController, kind: Any, message: Any, returncode: Any
+    ) -> None:
+        code = returncode if isinstance(returncode, int) else None
+        node.interruption = (_text(kind), _text(message), code)
+
+    def _on_internal_error(self, node: ForkdWorkerController, text: Any) -> None:
+        node.internal_error = True
+        try:
+            raise WorkerInternalError(_text(text))
+        except WorkerInternalError:
+            excinfo = pytest.ExceptionInfo.from_current()
+            self._config.hook.pytest_internalerror(excrepr=_text(text), excinfo=excinfo)
+
+    def _on_finished(self, node: ForkdWorkerController, workeroutput: Any) -> None:
+        try:
+            output = unpack_object(workeroutput)
+        except (ValueError, TypeError) as exc:
+            raise BadEvent(str(exc)) from exc
+        if not isinstance(output, dict) or not isinstance(output.get("exitstatus"), int):
+            raise BadEvent("no workeroutput")
+        self._tell_held(node)
+        node.finished(output)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise BadEvent(f"{type(value).__name__} instead of text")
+    return value
+
+
+def _location(value: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise BadEvent("no location")
+    return tuple(value)

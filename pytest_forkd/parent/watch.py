@@ -1,0 +1,71 @@
+"""Everything that is watched while the collector configures and collects."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from pytest_forkd.parent.adapters import adapted_fds
+from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.hygiene import capture_fds
+from pytest_forkd.parent.preload import third_party_modules
+from pytest_forkd.parent.resources import OpenFiles, resource_findings
+from pytest_forkd.parent.seeds import SeedWatch
+from pytest_forkd.parent.tripwires import (
+    EnvironTripwire,
+    TempfileTripwire,
+    WorkerInput,
+    hook_findings,
+)
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Watches from its making until :meth:`stop`.
+
+    :param workerinput: what ``config.workerinput`` will be.
+    """
+
+    def __init__(self, workerinput: WorkerInput) -> None:
+        self._workerinput = workerinput
+        self._files = OpenFiles()
+        self._modules_before = set(sys.modules)
+        self._environ = EnvironTripwire()
+        self._tempfiles = TempfileTripwire()
+        #: Which random generators were seeded on purpose; workers ask it.
+        self.seeds = SeedWatch()
+        self._environ.arm()
+        self._tempfiles.arm()
+        self.seeds.start()
+
+    def stop(self) -> None:
+        """Make everything what it was before it was watched."""
+        self._environ.disarm()
+        self._tempfiles.disarm()
+        self.seeds.stop()
+
+    def trips(self, config: Any) -> list[Finding]:
+        """What was noticed so far, without looking at open resources."""
+        return [
+            *hook_findings(config.pluginmanager),
+            *self._workerinput.trips,
+            *self._environ.trips,
+            *self._tempfiles.trips,
+        ]
+
+    def resources(self, config: Any, known_fds: list[int]) -> list[Finding]:
+        """What was opened or started since, and is open still.
+
+        :param known_fds: descriptors of ours.
+        """
+        known = [*known_fds, *capture_fds(config), *adapted_fds(config)]
+        findings = resource_findings(self._files, known)
+        factory = getattr(config, "_tmp_path_factory", None)
+        if getattr(factory, "_basetemp", None) is not None:
+            findings.append(Finding("a temporary directory was made during collection"))
+        return findings
+
+    def modules(self, config: Any) -> list[str]:
+        """The third-party modules that were imported since."""
+        return third_party_modules(self._modules_before, config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
@@ -78,7 +80,7 @@ def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, object, object]:
     """Start the parent as early as the options are known, before any conftest is loaded."""
-    if pytest_forkd._config_of_a_clone:
+    if pytest_forkd._config_of_a_clone or _in_xdist_worker():
         return (yield)
     controller = _Controller.make(early_config)
     if controller is None:
@@ -90,6 +92,15 @@ def pytest_load_initial_conftests(
     except BaseException:
         controller.close()
         raise
+
+
+def _in_xdist_worker() -> bool:
+    """Whether this process is a worker that xdist has started: it has the controller's options.
+
+    Its configuration says so only later. execnet starts a worker with ``python -c``; a pytest that
+    a test starts has a command line of its own, but the worker's environment.
+    """
+    return sys.argv[:1] == ["-c"] and "PYTEST_XDIST_WORKER" in os.environ
 
 
 class _Controller:
@@ -183,6 +194,7 @@ class _PlainXdist:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
+        """Set xdist's options as ``-n`` would."""
         distribute(config, self.settings)
 
     @pytest.hookimpl

@@ -250,6 +250,7 @@ class ForkdSession(DSession):
         assert node.end is not None
         if not node.down:
             self.worker_errordown(node, f"Not properly terminated: {node.end.reason}")
+        node.discard()
 
     def worker_errordown(  # type: ignore[override]
         self, node: ForkdWorkerController, error: object | None
@@ -313,6 +314,7 @@ class ForkdSession(DSession):
                 run_again(self.sched, node, interrupted)
             self._replace(node)
             self._active_nodes.discard(node)
+            node.discard()
 
     def _failed_worker_collectreport(
         self, node: Any, rep: pytest.CollectReport | pytest.TestReport

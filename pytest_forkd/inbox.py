@@ -41,6 +41,7 @@ class Inbox:
         self._config = session.config
         #: The ids of the items, as all workers have them; ``None`` until they are known.
         self.ids: list[str] | None = None
+        self._deselecting: ForkdWorkerController | None = None
         #: Whether workers collect for themselves.
         self.workers_collect = False
 
@@ -109,6 +110,14 @@ class Inbox:
         if report is None:
             raise BadEvent("not a report")
         return report
+
+    def _on_deselected(self, node: ForkdWorkerController, count: Any) -> None:
+        if type(count) is not int or not 0 <= count < 2**31:
+            raise BadEvent("no count")
+        # Every worker that collects for itself deselects the same items.
+        if self._deselecting in (None, node):
+            self._deselecting = node
+            self._session.count_deselected(count)
 
     def _on_complete(self, node: ForkdWorkerController, index: Any, duration: Any) -> None:
         self.nodeid(node, index)

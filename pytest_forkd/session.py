@@ -329,6 +329,11 @@ class ForkdSession(DSession):
             self.config.hook.pytest_collectreport(report=rep)
             self._handlefailures(rep)
 
+    def count_deselected(self, count: int) -> None:
+        """Have the summary say how many tests were deselected, as it does in a plain run."""
+        if self.terminal:
+            self.terminal.stats.setdefault("deselected", []).extend([None] * count)
+
     def handle_crashitem(  # type: ignore[override]
         self, nodeid: str, worker: ForkdWorkerController
     ) -> None:

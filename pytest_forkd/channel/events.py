@@ -8,6 +8,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``logfinish``      ``[nodeid, location]``
 ``report``         ``[data]``: a test report, see :func:`pack_report`
 ``complete``       ``[index, seconds]``: the item's run-test protocol has ended
+``deselected``     ``[count]``: of items that will not run
 ``collectreport``  ``[data]``: a collection report that did not pass
 ``warning``        ``[data, when, nodeid, location]``
 ``ready``          ``[workerinfo]``

@@ -6,11 +6,12 @@ import collections
 import contextlib
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
 from _pytest.outcomes import Exit
+from execnet import DumpError
 from xdist.remote import (
     Marker,
     Producer,
@@ -89,7 +90,17 @@ class Interactor(WorkerInteractor):
         workeroutput["shouldfail"] = self.session.shouldfail
         workeroutput["shouldstop"] = self.session.shouldstop
         yield
-        self.outbox.append(["finished", pack_object(workeroutput)])
+        sendable = {}
+        for key, value in workeroutput.items():
+            try:
+                pack_object({key: value})
+            except DumpError as exc:
+                # xdist's worker would end with a traceback, and be taken for crashed.
+                text = f'config.workeroutput["{key}"] cannot be sent to the controller: {exc}'
+                self.outbox.append(["internal_error", text])
+            else:
+                sendable[key] = value
+        self.outbox.append(["finished", pack_object(sendable)])
         self.flush()
 
     @pytest.hookimpl
@@ -129,6 +140,10 @@ class Interactor(WorkerInteractor):
         if self._channel is not None:
             self.outbox.append(["collection", [item.nodeid for item in session.items]])
             self.flush()
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.outbox.append(["deselected", len(items)])
 
     @pytest.hookimpl
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

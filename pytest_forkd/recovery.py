@@ -14,7 +14,7 @@ from xdist.scheduler import EachScheduling, LoadScopeScheduling
 
 from pytest_forkd.nodes import ForkdWorkerController
 
-__all__ = ["run_again", "take_out"]
+__all__ = ["run_again", "take_out", "top_up"]
 
 
 def take_out(
@@ -70,6 +70,18 @@ def _take_out_scopes(
     for scope in [scope for scope, unit in work.items() if all(unit.values())]:
         del work[scope]
     sched.remove_node(node)  # what it returns has not begun, and is in the queue again
+
+
+def top_up(sched: Any) -> None:
+    """Give every node enough to begin with.
+
+    A worker begins a test once it knows the next one, or that there is none. A replacement gets a
+    single scope from ``LoadScopeScheduling``; with one test left in it, both would wait for ever.
+    """
+    if isinstance(sched, LoadScopeScheduling) and sched.collection is not None:
+        for node in sched.nodes:
+            while not node.shutting_down and sched._pending_of(sched.assigned_work[node]) < 2:
+                sched._reschedule(node)  # shuts the node down if there is nothing to give
 
 
 def run_again(sched: Any, node: ForkdWorkerController, nodeid: str) -> None:

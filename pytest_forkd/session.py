@@ -18,7 +18,7 @@ from pytest_forkd.crash import crash_report
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
-from pytest_forkd.recovery import run_again, take_out
+from pytest_forkd.recovery import run_again, take_out, top_up
 from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
@@ -328,6 +328,11 @@ class ForkdSession(DSession):
             self._failed_collection_errors[key] = True
             self.config.hook.pytest_collectreport(report=rep)
             self._handlefailures(rep)
+
+    def worker_collectionfinish(self, node: Any, ids: Any) -> None:
+        """A worker is ready to be given tests."""
+        super().worker_collectionfinish(node, ids)
+        top_up(self.sched)
 
     def count_deselected(self, count: int) -> None:
         """Have the summary say how many tests were deselected, as it does in a plain run."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 import collections
 import json
 import os
+import select
 import socket
 import struct
 import time
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["MAX_FRAME_BYTES", "Frame", "FrameError", "FrameSocket", "peer_uid"]
+__all__ = ["MAX_FRAME_BYTES", "Frame", "FrameError", "FrameSocket", "peer_uid", "wait_for"]
 
 #: A collection of a million long test ids stays below this; nothing else comes near it.
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+#: Seconds for the peer to read something; it may be importing or collecting.
+SEND_TIMEOUT = 600.0
 _MAX_FDS = 16
 _HEADER = struct.Struct("!II")
 _CHUNK = 256 * 1024
@@ -27,6 +30,19 @@ _CHUNK = 256 * 1024
 
 class FrameError(Exception):
     """The peer sent something that is no frame."""
+
+
+def wait_for(sock: socket.socket, event: int, timeout: float) -> None:
+    """Wait until a socket is ready.
+
+    :param event: ``select.POLLIN`` or ``select.POLLOUT``.
+    :param timeout: seconds to wait at most.
+    :raises TimeoutError: when it was not ready in time.
+    """
+    poller = select.poll()
+    poller.register(sock, event)
+    if not poller.poll(timeout * 1000):
+        raise TimeoutError(f"nothing happened within {timeout:g} seconds")
 
 
 class Frame:
@@ -46,6 +62,8 @@ class FrameSocket:
     """Sends and receives frames over a connected ``AF_UNIX`` stream socket, which it owns."""
 
     def __init__(self, sock: socket.socket) -> None:
+        # Non-blocking, since a timeout of the socket's own would make every read wait.
+        sock.setblocking(False)
         self._sock = sock
         self._buffer = bytearray()
         self._fds: collections.deque[int] = collections.deque()
@@ -58,19 +76,23 @@ class FrameSocket:
         return self._sock.fileno()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send one frame, blocking until the socket took it.
+        """Send one frame, waiting until the socket took it.
 
         :param message: a JSON-serializable object.
         :param fds: descriptors to hand over; the caller keeps its own copies.
-        :raises OSError: when the peer has gone.
+        :raises OSError: when the peer has gone, or has read nothing for :data:`SEND_TIMEOUT`.
         """
         payload = json.dumps(message, separators=(",", ":")).encode("ascii")
         data = memoryview(_HEADER.pack(len(payload), len(fds)) + payload)
-        if fds:
-            sent = socket.send_fds(self._sock, [data], list(fds))
+        pending = list(fds)
+        while data:
+            try:
+                sent = socket.send_fds(self._sock, [data], pending)
+            except BlockingIOError:
+                wait_for(self._sock, select.POLLOUT, SEND_TIMEOUT)
+                continue
+            pending = []
             data = data[sent:]
-        if data:
-            self._sock.sendall(data)
 
     def read_available(self) -> list[Frame]:
         """Read what has arrived without waiting, and return the frames that are complete.
@@ -112,8 +134,6 @@ class FrameSocket:
         :raises EOFError: when the peer closed first.
         :raises FrameError: on a bad frame.
         """
-        import select  # not at the top: a poll object is not needed by those who only send
-
         deadline = time.monotonic() + timeout
         while True:
             frames = self.read_available()
@@ -125,9 +145,7 @@ class FrameSocket:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError(f"no message within {timeout:g} seconds")
-            poller = select.poll()
-            poller.register(self._sock, select.POLLIN)
-            poller.poll(remaining * 1000)
+            wait_for(self._sock, select.POLLIN, remaining)
 
     def close(self) -> None:
         """Close the socket and every descriptor that nobody took."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import queue
+import select
 import selectors
 import socket
 import struct
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import execnet
 from execnet.gateway import Gateway, RInfo
 from execnet.gateway_base import Message, opcode
+
+from pytest_forkd.channel.frames import wait_for
 
 if TYPE_CHECKING:
     from execnet.gateway_base import ExecModel
@@ -93,6 +96,8 @@ class SocketIO:
 
     def __init__(self, sock: socket.socket, execmodel: ExecModel) -> None:
         self.execmodel = execmodel
+        # Non-blocking, since a timeout of the socket's own would make every read wait.
+        sock.setblocking(False)
         self._sock = sock
         self._buffer = bytearray()
 
@@ -109,8 +114,12 @@ class SocketIO:
 
         :raises OSError: if the worker is gone, or has read nothing for :attr:`write_timeout`.
         """
-        self._sock.settimeout(self.write_timeout)
-        self._sock.sendall(data)
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._sock.send(rest) :]
+            except BlockingIOError:
+                wait_for(self._sock, select.POLLOUT, self.write_timeout)
 
     def receive(self) -> tuple[list[Message], bool]:
         """Read what has arrived, without waiting.

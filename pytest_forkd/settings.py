@@ -17,7 +17,7 @@ BACKENDS = ("auto", "process", "qemu", "forkd")
 WARM_LEVELS = ("auto", "collection", "imports")
 
 #: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
-#: ``-f`` starts another pytest, with the same options, in which the tests are distributed.
+#: ``-f`` runs the tests in a pytest of its own making, which knows no forkd workers.
 _NOT_DISTRIBUTED = (
     "collectonly",
     "looponfail",

@@ -90,7 +90,8 @@ class WarmMemory:
         files = known.get("files")
         if not isinstance(files, dict) or known.get("args") != [str(a) for a in self._config.args]:
             return False
-        if not isinstance(known.get("findings"), list) or not known["findings"]:
+        findings = known.get("findings")
+        if not isinstance(findings, list) or not findings or not _is_finding(findings[0]):
             return False
         return all(_stamp(path) == stamp for path, stamp in files.items())
 
@@ -100,6 +101,15 @@ class WarmMemory:
     def _set(self, key: str, value: object) -> None:
         if self._cache is not None:
             self._cache.set(key, value)
+
+
+def _is_finding(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("what"), str)
+        and isinstance(value.get("path"), (str, type(None)))
+        and isinstance(value.get("lineno"), int)
+    )
 
 
 def _stamp(path: str) -> list[int] | None:

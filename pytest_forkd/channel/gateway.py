@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_MESSAGE_BYTES", "CloneGateway", "EventQueue", "SocketIO"]
 
-#: A test's reports with all their output; what is larger ends the worker that sent it.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: A test's reports, which repeat its output; what is larger ends the worker that sent it.
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
 _CHUNK = 256 * 1024
 
@@ -150,8 +150,13 @@ class SocketIO:
         view = self._buffer
         while len(view) - position >= _HEADER.size:
             code, channel_id, length = _HEADER.unpack_from(view, position)
-            if not 0 <= length <= MAX_MESSAGE_BYTES or code not in Message._types:
-                raise ValueError(f"a message of type {code} and {length} bytes")
+            if code not in Message._types or length < 0:
+                raise ValueError(f"no message has type {code} and {length} bytes")
+            if length > MAX_MESSAGE_BYTES:
+                raise ValueError(
+                    f"a message of {length} bytes, of which {MAX_MESSAGE_BYTES} are allowed; "
+                    "does a test print that much?"
+                )
             end = position + _HEADER.size + length
             if len(view) < end:
                 break

@@ -72,11 +72,8 @@ def named_modules(args: list[str], testpaths: list[str]) -> list[str]:
     roots = [path for arg in args if os.path.exists(path := arg.partition("::")[0])]
     names: dict[str, None] = {}
     for path in _python_files(roots or testpaths or ["."]):
-        with contextlib.suppress(OSError, SyntaxError, ValueError):
-            with open(path, "rb") as file:
-                tree = ast.parse(file.read())
-            for name in _imports(tree):
-                names.setdefault(name)
+        for name in _imports(path):
+            names.setdefault(name)
     return [name for name in names if _is_third_party(name.partition(".")[0])]
 
 
@@ -102,7 +99,14 @@ def _python_files(roots: list[str]) -> Iterator[str]:
                         return
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
+def _imports(path: str) -> Iterator[str]:
+    """The modules that a file imports at its top level; what cannot be parsed is pytest's to tell."""
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return
     for node in tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

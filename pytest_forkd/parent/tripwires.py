@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import ItemsView, Iterable, Iterator, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, ValuesView
 from types import FrameType
 from typing import Any
 
@@ -185,20 +185,24 @@ class EnvironTripwire:
 class TempfileTripwire:
     """Notices when the project makes a temporary file or directory that would be one for all.
 
-    xdist's workers each have their own. What an installed package makes for itself is no finding.
+    xdist's workers each have their own. What an installed package makes for itself is no finding,
+    nor is what is gone again by the end of collection.
     """
 
-    _NAMES = ("mkdtemp", "mkstemp")
-
     def __init__(self) -> None:
-        self.trips: list[Finding] = []
+        self._made: list[tuple[str, Finding]] = []
         self._original: dict[str, Any] = {}
+
+    @property
+    def trips(self) -> list[Finding]:
+        """What was made and exists."""
+        return [finding for path, finding in self._made if os.path.lexists(path)]
 
     def arm(self) -> None:
         """Begin to notice."""
-        for name in self._NAMES:
-            self._original[name] = getattr(tempfile, name)
-            setattr(tempfile, name, self._noticing(name))
+        self._watch("mkdtemp", lambda made: made)
+        self._watch("mkstemp", lambda made: made[1])
+        self._watch("NamedTemporaryFile", lambda made: made.name)
 
     def disarm(self) -> None:
         """Make ``tempfile`` what it was."""
@@ -206,18 +210,19 @@ class TempfileTripwire:
             setattr(tempfile, name, function)
         self._original.clear()
 
-    def _noticing(self, name: str) -> Any:
-        original = self._original[name]
+    def _watch(self, name: str, path_of: Callable[[Any], Any]) -> None:
+        original = self._original[name] = getattr(tempfile, name)
 
         def noticing(*args: Any, **kwargs: Any) -> Any:
+            made = original(*args, **kwargs)
             caller = caller_outside(sys._getframe(1), _OWN_MODULES)
             path = caller.f_code.co_filename if caller is not None else None
             if caller is not None and not is_installed(path):
                 what = f"tempfile.{name}() is called, and workers would share what it makes"
-                self.trips.append(Finding(what, path, caller.f_lineno))
-            return original(*args, **kwargs)
+                self._made.append((path_of(made), Finding(what, path, caller.f_lineno)))
+            return made
 
-        return noticing
+        setattr(tempfile, name, noticing)
 
 
 #: Code that reads every value of a mapping in turn.

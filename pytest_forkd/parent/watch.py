@@ -51,16 +51,15 @@ class Watch:
             *hook_findings(config.pluginmanager),
             *self._workerinput.trips,
             *self._environ.trips,
-            *self._tempfiles.trips,
         ]
 
     def resources(self, config: Any, known_fds: list[int]) -> list[Finding]:
-        """What was opened or started since, and is open still.
+        """What was opened, made or started since, and is there still.
 
         :param known_fds: descriptors of ours.
         """
         known = [*known_fds, *capture_fds(config), *adapted_fds(config)]
-        findings = resource_findings(self._files, known)
+        findings = [*resource_findings(self._files, known), *self._tempfiles.trips]
         factory = getattr(config, "_tmp_path_factory", None)
         if getattr(factory, "_basetemp", None) is not None:
             findings.append(Finding("a temporary directory was made during collection"))

@@ -100,7 +100,7 @@ def _python_files(roots: list[str]) -> Iterator[str]:
 
 
 def _imports(path: str) -> Iterator[str]:
-    """The modules that a file imports at its top level; what cannot be parsed is pytest's to tell."""
+    """The modules that a file imports at its top level; none if it cannot be parsed."""
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")

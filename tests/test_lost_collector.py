@@ -1,0 +1,217 @@
+"""The collector, or the parent above it, dies: once that is mended, twice it ends the run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.conftest import Runner
+from tests.observing import assert_each_ran, blamed, matching, starts, write_suite
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="workers die with their collector on Linux only"
+)
+
+#: At the import of a test module, which happens in the collector: how to kill that or its parent.
+KILL_AT_IMPORT = {
+    "collector": "os.kill(os.getpid(), signal.SIGKILL)",
+    "parent": "os.kill(os.getppid(), signal.SIGKILL)",
+}
+who_dies = pytest.mark.parametrize("who", ["collector", "parent"])
+
+
+def killing_suite(pytester: pytest.Pytester, who: str, times: int, *, tests: int = 30) -> None:
+    """A suite in which tests kill the collector or the parent, ``times`` of them in all."""
+    module = f"""
+        import doing, os, pathlib, pytest, signal, time
+        @pytest.mark.parametrize("i", range({tests // 2}))
+        def test_it(i):
+            killed = pathlib.Path("killed")
+            victim = doing.{who}()
+            if i < 3 or len(list(killed.iterdir())) == {times}:
+                return
+            if doing.first(killed / str(victim)):
+                os.kill(victim, signal.SIGKILL)
+                time.sleep(60)  # killed, too, in no time
+    """
+    write_suite(pytester, test_a=module, test_b=module)
+    pytester.mkdir("killed")
+
+
+def assert_all_ran(pytester: pytest.Pytester, *, tests: int, cut_short: int) -> None:
+    """Every test was started, and only those again that ran when the collector died."""
+    counts = starts(pytester)
+    assert len(counts) == tests
+    again = {name: count for name, count in counts.items() if count != 1}
+    assert len(again) <= cut_short
+    assert set(again.values()) <= {2}
+
+
+@who_dies
+@pytest.mark.parametrize("dist", ["load", "loadscope", "worksteal"])
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_a_run_goes_on_without_its_collector(
+    pytester: pytest.Pytester, run: Runner, who: str, dist: str, warm: str
+) -> None:
+    """Another one is started, nothing is lost, and no test is to blame."""
+    killing_suite(pytester, who, 1)
+    result = run("-rfE", f"--dist={dist}", f"--forkd-warm={warm}")
+    result.assert_outcomes(passed=30)
+    assert result.ret == 0
+    assert blamed(result) == []
+    assert_all_ran(pytester, tests=30, cut_short=2)
+    assert len(matching(result.outlines, "signal SIGKILL; starting another one")) == 1
+    result.stdout.fnmatch_lines([f"forkd: the {who}*ended with signal SIGKILL; starting another*"])
+
+
+@who_dies
+def test_with_dist_each_every_worker_still_runs_every_test(
+    pytester: pytest.Pytester, run: Runner, who: str
+) -> None:
+    killing_suite(pytester, who, 1)
+    result = run("-rfE", "--dist=each")
+    result.assert_outcomes(passed=60)
+    assert result.ret == 0
+    counts = starts(pytester)
+    assert len(counts) == 30
+    assert min(counts.values()) == 2
+    assert sum(counts.values()) <= 62  # both workers may have been cut short
+
+
+def test_failures_from_before_the_loss_are_kept(pytester: pytest.Pytester, run: Runner) -> None:
+    """And a crash after it is handled as ever."""
+    write_suite(
+        pytester,
+        test_it="""
+        import os, signal, time
+        from doing import collector, die, first
+        def test_fails(): assert 2 + 2 == 5, "arithmetic"
+        def test_passes(): pass
+        def test_kills():
+            if first("killed"):
+                os.kill(collector(), signal.SIGKILL)
+                time.sleep(60)
+        def test_crashes(): die("exit_3")
+        def test_last(): pass
+        """,
+    )
+    result = run("-rfE", workers=1)
+    result.assert_outcomes(passed=3, failed=2)
+    assert result.ret == 1
+    assert blamed(result) == ["test_it.py::test_crashes", "test_it.py::test_fails"]
+    assert_all_ran(pytester, tests=5, cut_short=1)
+    assert result.stdout.str().count("AssertionError: arithmetic") >= 1
+
+
+@who_dies
+def test_a_second_loss_ends_the_run(pytester: pytest.Pytester, run: Runner, who: str) -> None:
+    """With an internal error that names it; no test is blamed."""
+    killing_suite(pytester, who, 2)
+    result = run("-rfE")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    assert len(list((pytester.path / "killed").iterdir())) == 2
+    assert blamed(result) == []
+    result.stdout.fnmatch_lines(
+        [f"INTERNALERROR> *CollectorLost: the {who}*ended with signal SIGKILL; so did the one *"]
+    )
+
+
+@who_dies
+def test_a_collector_that_dies_while_collecting_is_replaced(
+    pytester: pytest.Pytester, run: Runner, who: str
+) -> None:
+    write_suite(
+        pytester,
+        test_a="import pytest\n@pytest.mark.parametrize('i', range(5))\ndef test_it(i): pass",
+        test_b=f"""
+        import os, pytest, signal, time
+        from doing import first
+        if first("killed"):
+            {KILL_AT_IMPORT[who]}
+            time.sleep(60)
+        @pytest.mark.parametrize("i", range(5))
+        def test_it(i): pass
+        """,
+    )
+    result = run("-rfE")
+    result.assert_outcomes(passed=10)
+    assert result.ret == 0
+    assert_each_ran(pytester, tests=10)
+    result.stdout.fnmatch_lines([f"forkd: the {who}*ended with signal SIGKILL; starting another*"])
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("segfault", "signal SIGSEGV"),
+        ("abort", "signal SIGABRT"),
+        ("exit_3", "exit code 3"),
+        ("exit_0", "exit code 0"),
+    ],
+)
+def test_a_module_that_kills_its_process_at_import_ends_the_run(
+    pytester: pytest.Pytester, run: Runner, how: str, reason: str
+) -> None:
+    """After the second attempt, with an internal error that says how the process ended."""
+    write_suite(
+        pytester,
+        test_a="def test_it(): pass",
+        test_b=f"from doing import die, note\nnote('imported')\ndie({how!r})",
+    )
+    result = run("-rfE")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(
+        [f"INTERNALERROR> *CollectorLost: the collector ended with {reason}; so did the one *"]
+    )
+    assert starts(pytester) == {}
+    assert len((pytester.path / "imported").read_text().split()) == 2
+
+
+def test_a_fatal_signal_while_collecting_leaves_its_dump(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """On standard error, as with plain pytest: it names the line that killed the process."""
+    write_suite(pytester, test_b="from doing import die\ndie('segfault')")
+    result = run("-rfE")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stderr.fnmatch_lines(["Fatal Python error: Segmentation fault", "*test_b.py*line 2*"])
+
+
+def test_at_level_imports_a_module_that_kills_its_process_fails_the_run(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """There each worker collects, and dies; the limit on replacements ends that."""
+    write_suite(
+        pytester,
+        test_a="def test_it(): pass",
+        test_b="from doing import die, note\nnote('imported')\ndie('segfault')",
+    )
+    result = run("-rfE", "--forkd-warm=imports", "--max-worker-restart=2")
+    assert result.ret != 0
+    assert starts(pytester) == {}
+    result.stdout.fnmatch_lines(
+        ["*node down: Not properly terminated: signal SIGSEGV", "*maximum crashed workers *: 2*"]
+    )
+    assert 3 <= len((pytester.path / "imported").read_text().split()) <= 4
+
+
+def test_what_a_test_had_started_goes_with_the_collector(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """The parent adopts it, and ends it at the end of the run (looked for after each test)."""
+    write_suite(
+        pytester,
+        test_it="""
+        import os, signal, subprocess, time
+        from doing import collector, first
+        def test_kills():
+            if first("killed"):
+                subprocess.Popen(["sleep", "1000"], start_new_session=True)
+                os.kill(collector(), signal.SIGKILL)
+                time.sleep(60)
+        """,
+    )
+    result = run("-rfE")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0

@@ -53,9 +53,15 @@ _DOING = """
     def killed_by_another(): subprocess.run(["kill", "-KILL", str(os.getpid())])
 
     def stack_overflow():
-        # A small stack: since 3.12 Python keeps a limit of its own on recursion in C, which is
-        # meant for the usual 8 MiB.
-        resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, resource.RLIM_INFINITY))
+        # Room for little more: since 3.12 Python has a limit of its own on recursion in C, which
+        # keeps well below the usual 8 MiB.
+        try:
+            status = pathlib.Path("/proc/self/status").read_text()
+            used = int(status.split("VmStk:")[1].split()[0]) * 1024
+        except OSError:
+            used = 512 * 1024
+        hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+        resource.setrlimit(resource.RLIMIT_STACK, (used + 64 * 1024, hard))
         sys.setrecursionlimit(10 ** 9)
         nested = []
         for _ in range(1_000_000):

@@ -409,24 +409,6 @@ def test_a_module_that_skips_or_exits_when_it_is_imported_is_left_for_the_suite(
         run(f"--forkd-warm={warm}").assert_outcomes(passed=1, skipped=1)
 
 
-def test_what_importing_a_heavy_module_warns_about_or_prints_is_told_at_every_level_as_by_pytest(
-    pytester: pytest.Pytester, run: Runner, site_packages: Path
-) -> None:
-    """The summary has its warning, and nothing of what it prints reaches the terminal."""
-    (site_packages / "noisy.py").write_text(
-        "import sys, warnings\n"
-        "print('printed')\n"
-        "print('printed', file=sys.stderr)\n"
-        "warnings.warn('noise')\n"
-    )
-    pytester.makepyfile(PROBE + "    import noisy\n")
-    for warm in ("collection", "imports"):
-        result = run(f"--forkd-warm={warm}")
-        result.assert_outcomes(passed=6)
-        result.stdout.fnmatch_lines(["*UserWarning: noise"])
-        assert not any(line == "printed" for line in [*result.outlines, *result.errlines])
-
-
 # -- settings ----------------------------------------------------------------------------------
 
 

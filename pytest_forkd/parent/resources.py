@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -144,8 +145,14 @@ def _native_threads() -> list[Finding]:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    count = _task_count() - threading.active_count()
-    if count <= 0:
+    # A thread that has been joined is listed for a moment longer: the kernel wakes who waits for
+    # it before it takes it off the list.
+    deadline = time.monotonic() + 0.2
+    while (count := _task_count() - threading.active_count()) > 0:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    else:
         return []
     suspects = [
         name for name in ("grpc", "torch", "tensorflow", "sklearn", "numba") if name in sys.modules

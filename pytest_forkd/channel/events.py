@@ -29,6 +29,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 from typing import Any
 
 from execnet import DumpError, dumps
@@ -72,7 +73,10 @@ def pack_object(obj: object) -> str:
 
     :raises execnet.DumpError: for anything that is not a builtin.
     """
-    return base64.b64encode(dumps(obj)).decode("ascii")
+    try:
+        return base64.b64encode(dumps(obj)).decode("ascii")
+    except struct.error as exc:  # execnet 2.1 with an integer below -2**31
+        raise DumpError(f"an integer is too small: {exc}") from exc
 
 
 def unpack_object(text: str) -> Any:

@@ -1,0 +1,163 @@
+"""Starting one command so that everything it leaves behind can be found and ended.
+
+In: a command line, a working directory, a time limit in seconds. Out: how long it took on the
+wall clock, its exit code, the end of its output. Each command gets a session and process group
+of its own, and an environment variable, `BENCHMARK_RUN`, that its descendants inherit: a process
+that detached itself is found by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "BENCHMARK_RUN"
+UNSET = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTEST_ADDOPTS", "PYTHONPATH")
+TERMINATE_GRACE_S = 3.0  # from SIGTERM to SIGKILL
+LINGER_GRACE_S = 2.0  # how long members of the group may outlive their leader unremarked
+TAIL_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of one command.
+
+    seconds: wall time from just before the start to the reaped end. exit_code: negative for a
+    signal. timed_out: it was ended by the time limit. lingered: members of its process group
+    outlived it and had to be ended. output: the end of stdout and stderr together.
+    """
+
+    seconds: float
+    exit_code: int
+    timed_out: bool
+    lingered: bool
+    output: str
+
+
+def clean_environment(mark: str, folder: Path, **extra: str) -> dict[str, str]:
+    """Return this process's environment without what would change the figures, and marked."""
+    kept = {name: value for name, value in os.environ.items() if name not in UNSET}
+    return {**kept, MARK: mark, "PWD": str(folder), **extra}
+
+
+def run(
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    limit_s: float,
+    log: Path,
+    started: Callable[[int], None] | None = None,
+) -> Finished:
+    """Run `command` in `folder` to its end or to its time limit; output goes to the file `log`.
+
+    `started` is called with the process id right after the start. The wait itself is a blocking
+    one (polling would round the time up); a timer ends the group when the limit is over.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    timed_out = threading.Event()
+    with log.open("wb") as output:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+        def give_up() -> None:
+            timed_out.set()
+            end_group(process.pid)
+            end_processes(marked(environment[MARK]))
+
+        timer = threading.Timer(limit_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            if started is not None:
+                started(process.pid)
+            exit_code = process.wait()
+            seconds = time.perf_counter() - begin
+        except BaseException:  # such as an interrupt from the keyboard
+            process.kill()
+            process.wait()  # reaped first: the group would seem alive with it
+            end_group(process.pid)
+            raise
+        finally:
+            timer.cancel()
+            timer.join()  # where it has fired, until it has ended what there was to end
+    lingered = not _group_ends(process.pid, LINGER_GRACE_S)
+    if lingered:
+        end_group(process.pid)
+    text = log.read_bytes().decode(errors="replace")[-TAIL_CHARACTERS:]
+    return Finished(seconds, exit_code, timed_out.is_set(), lingered, text)
+
+
+def marked(mark: str, known: Iterable[int] = ()) -> list[psutil.Process]:
+    """Return the live processes whose environment at their start bore `mark`.
+
+    A mark that ends in `*` is a prefix. Process ids in `known` are passed over.
+    """
+    skipped = {os.getpid(), *known}
+    found = []
+    for pid in psutil.pids():
+        if pid in skipped:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            value = process.environ().get(MARK, "")
+            if value == mark or (mark.endswith("*") and value.startswith(mark[:-1])):
+                found.append(process)
+    return found
+
+
+def end_processes(processes: list[psutil.Process]) -> None:
+    """End processes in stages: SIGTERM, a grace period, SIGKILL."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=TERMINATE_GRACE_S)
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, timeout=TERMINATE_GRACE_S)
+
+
+def end_group(group: int) -> None:
+    """End a process group in stages: SIGTERM, a grace period, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+        if _group_ends(group, TERMINATE_GRACE_S):
+            return
+
+
+def _group_ends(group: int, within_s: float) -> bool:
+    """Tell whether no process of `group` runs any more, waiting up to `within_s` seconds."""
+    end = time.monotonic() + within_s
+    while _members(group):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _members(group: int) -> list[int]:
+    """Return the ids of the processes of `group` that are alive (a zombie has ended)."""
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != "zombie":
+                members.append(pid)
+    return members

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from xdist.workermanage import Marker, NodeManager, WorkerController
 
 from pytest_forkd.backends.base import Backend, BackendError, RunRequest, WorkerEnd
 from pytest_forkd.channel.claims import Claims, claims_file
-from pytest_forkd.channel.events import decode_batch, pack_object
+from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID
 
@@ -303,34 +302,11 @@ class ForkdNodeManager(NodeManager):
             self.events.close()
 
     def _interrupt_workers(self) -> None:
-        busy = [node for node in self.nodes.values() if node.spawned and not node.down]
-        if not busy:
-            return
-        # A Ctrl-C on a terminal reaches them without us; a second one would cut their teardown
-        # short, so give them time to say that they were interrupted.
-        deadline = time.monotonic() + 0.5
-        while time.monotonic() < deadline and not all(_knows(node) for node in busy):
-            self.events.poll(max(0.0, deadline - time.monotonic()))
-            self._note_interruptions()
-        for node in busy:
-            if not _knows(node):
+        """Interrupt every worker whose session goes on; Ctrl-C reaches the controller only."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                if node.ids is None:
+                    # While it collects, pytest 8.0 takes the interruption for a module's error;
+                    # the worker would wait for tests to run. It has none that this would start.
+                    node.shutdown()
                 self.backend.signal(node.gateway.id, signal.SIGINT)
-
-    def _note_interruptions(self) -> None:
-        """Look through what has come in for workers whose session is ending; drop the rest."""
-        while True:
-            try:
-                name, kwargs = self.events.get(block=False)
-            except queue.Empty:
-                return
-            if name == "batch":
-                node: ForkdWorkerController = kwargs["node"]
-                for event in decode_batch(kwargs["payload"]):
-                    if event[0] == "interrupted":
-                        node.interruption = (str(event[1]), str(event[2]), None)
-                    elif event[0] == "finished":
-                        node._down = True
-
-
-def _knows(node: ForkdWorkerController) -> bool:
-    return node.interruption is not None or node.down or node.end is not None

@@ -63,22 +63,27 @@ class ForkdSession(DSession):
         """Set up the nodes, and ask for a collector."""
         self._session = session
         try:
-            self.nodemanager = ForkdNodeManager(self.config, self.backend)
-            self.queue = self.nodemanager.events  # type: ignore[assignment]
-            nodes = self.nodemanager.setup_nodes(putevent=self.queue.put)
-        except OSError as exc:
+            self._start_nodes()
+        except BaseException as exc:
+            # pytest calls no pytest_sessionfinish for a session that could not be started.
+            if self.nodemanager is not None:
+                self.nodemanager.teardown_nodes()
+                self.nodemanager = None
             self.backend.close()
-            raise pytest.UsageError(
-                f"pytest-forkd: cannot make the workers' temporary directories: {exc}\n"
-                "Set TMPDIR, or --basetemp, to a directory with free space that you may write to."
-            ) from exc
-        self._active_nodes.update(nodes)
-        try:
-            self._begin(self._level_asked)
-        except BackendError as exc:
-            self.nodemanager.teardown_nodes()
-            self.nodemanager = None
-            raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
+            if isinstance(exc, OSError):
+                raise pytest.UsageError(
+                    f"pytest-forkd: cannot make the workers' temporary directories: {exc}\n"
+                    "Set TMPDIR, or --basetemp, to a directory that has space and is writable."
+                ) from exc
+            if isinstance(exc, BackendError):
+                raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
+            raise
+
+    def _start_nodes(self) -> None:
+        self.nodemanager = ForkdNodeManager(self.config, self.backend)
+        self.queue = self.nodemanager.events  # type: ignore[assignment]
+        self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
+        self._begin(self._level_asked)
 
     @pytest.hookimpl
     def pytest_report_header(self, config: pytest.Config) -> str:

@@ -339,7 +339,8 @@ def test_on_macos_the_workers_are_xdists(pytester: pytest.Pytester) -> None:
         """,
     )
     result = pytester.runpytest_subprocess(
-        *("-p", "xdist", "-p", "forkd", "-p", "as_on_macos", "--forkd-workers=2"), timeout=TIMEOUT
+        *("-p", "xdist", "-p", "forkd", "-p", "as_on_macos", "--forkd-workers=2"),
+        timeout=30,  # should xdist's workers distribute once more, they would never be done
     )
     result.assert_outcomes(passed=6)
     assert result.ret == 0

@@ -151,15 +151,18 @@ def test_ctrl_c_while_the_parent_preloads(
 
 @everybody
 def test_ctrl_c_while_a_worker_is_idle(pytester: pytest.Pytester, everybody: bool) -> None:
-    """It has done its share and waits for the other; its fixtures are torn down, too."""
+    """It waits to learn which test comes after its second; its fixtures are torn down, too."""
     write_suite(
         pytester,
         conftest="""
         from doing import note
-        def pytest_runtest_logreport(report):
-            # In the controller: the worker's test is over, and the worker waits for the next one.
-            if hasattr(report, "node") and report.when == "teardown":
+        from xdist.scheduler import LoadScheduling
+        class Holding(LoadScheduling):
+            "Gives nobody more than the first two tests."
+            def check_schedule(self, node, duration=0):
                 note("idle")
+        def pytest_xdist_make_scheduler(config, log):
+            return Holding(config, log)
         """,
         test_it="""
         import pytest, time
@@ -168,9 +171,9 @@ def test_ctrl_c_while_a_worker_is_idle(pytester: pytest.Pytester, everybody: boo
         def session(worker_id):
             yield
             note("torn-down", worker_id)
-        # Both workers get two tests each, and hold back the second until they know a third.
-        @pytest.mark.parametrize("i", range(4))
+        @pytest.mark.parametrize("i", range(8))
         def test_it(i, worker_id):
+            note("started")
             if not first("quick"):
                 note("waiting")
                 time.sleep(60)
@@ -181,7 +184,39 @@ def test_ctrl_c_while_a_worker_is_idle(pytester: pytest.Pytester, everybody: boo
         run.interrupt(everybody=everybody)
         assert run.wait(SOON) == pytest.ExitCode.INTERRUPTED
         assert sorted(run.lines("torn-down")) == ["gw0", "gw1"]
-        assert len(run.lines("idle")) == 1
+        assert len(run.lines("started")) == 2
+        assert run.left(0) == []
+
+
+@everybody
+def test_ctrl_c_leaves_a_test_time_to_clean_up(pytester: pytest.Pytester, everybody: bool) -> None:
+    """A worker is interrupted once, even if the terminal and the controller both could do so."""
+    write_suite(
+        pytester,
+        test_it="""
+        import pytest, time
+        from doing import note
+        @pytest.fixture
+        def fixture():
+            yield
+            time.sleep(1)
+            note("torn-down")
+        @pytest.mark.parametrize("i", range(2))
+        def test_it(i, fixture, worker_id):
+            try:
+                note("running-" + worker_id)
+                time.sleep(60)
+            finally:
+                time.sleep(1)
+                note("cleaned")
+        """,
+    )
+    with BackgroundRun(pytester) as run:
+        run.wait_for("running-gw0", "running-gw1")
+        run.interrupt(everybody=everybody)
+        assert run.wait(SOON) == pytest.ExitCode.INTERRUPTED
+        assert len(run.lines("cleaned")) == 2
+        assert len(run.lines("torn-down")) == 2
         assert run.left(0) == []
 
 

@@ -29,8 +29,7 @@ __all__ = ["ProcessBackend", "runtime_directory"]
 _HELLO_TIMEOUT = 300.0
 #: Seconds for a process that has been told to end to do so.
 _END_TIMEOUT = 5.0
-#: Seconds for a collector to notice a Ctrl-C by itself, and to end after one of ours.
-_INTERRUPT_GRACE = 0.3
+#: Seconds for a collector that is interrupted to undo what it has configured.
 _INTERRUPT_TIMEOUT = 2.0
 #: ``sun_path`` of unix(7), less the terminating null byte and the name of the socket.
 _MAX_DIRECTORY_LENGTH = 107 - len("/parent")
@@ -120,8 +119,13 @@ class ProcessBackend(Backend):
                 f"--path={json.dumps(self._path)}",
             ]
             try:
+                # In a session of its own: Ctrl-C on a terminal reaches the controller alone, which
+                # interrupts each worker once, and a test that asks the terminal gets an error.
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()]
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[listener.fileno()],
+                    start_new_session=True,
                 )
             except OSError as exc:
                 self.close()
@@ -305,12 +309,9 @@ class ProcessBackend(Backend):
         if self._collector is None or self._collector_pid is None:
             return
         self._ending = True
-        # A Ctrl-C on a terminal has reached the collector already; a second one would cut short
-        # what it does about the first.
-        if not self._wait_for_collector(_INTERRUPT_GRACE):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._collector_pid, signal.SIGINT)
-            self._wait_for_collector(_INTERRUPT_TIMEOUT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._collector_pid, signal.SIGINT)
+        self._wait_for_collector(_INTERRUPT_TIMEOUT)
 
     def end_run(self, timeout: float) -> None:
         if self._collector is None or self._collector.eof:

@@ -24,6 +24,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("PYTEST_XDIST", "PYTEST_ADDOPTS", "COV_CORE")):
             monkeypatch.delenv(name)
+    for name in ("CI", "BUILD_NUMBER"):  # pytest says more where it believes to be on CI
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("COLUMNS", "100")
 

@@ -308,9 +308,10 @@ class ProcessBackend(Backend):
     def interrupt(self) -> None:
         if self._collector is None or self._collector_pid is None:
             return
-        self._ending = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._collector_pid, signal.SIGINT)
+        if not self._ending:  # else it has answered, and is about to leave by itself
+            self._ending = True
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._collector_pid, signal.SIGINT)
         self._wait_for_collector(_INTERRUPT_TIMEOUT)
 
     def end_run(self, timeout: float) -> None:

@@ -154,14 +154,14 @@ class ForkdWorkerController(WorkerController):
 
         On the same host that needs no answer: who locks the item's byte first has it.
         """
-        if self._down or self.end is not None:
-            return  # its end, which is on its way to the scheduler, gives back all that it had
         if self._claims is None or not self.nodemanager.backend.shares_files:
             super().send_steal(list(indices))
             return
         # What the worker has told, but nobody has read yet, comes before what is taken now;
         # otherwise a scheduler that gets nothing would ask again for ever.
         self.nodemanager.events.poll(0)
+        if self._down or self.end is not None:
+            return  # its end, which is on its way to the scheduler, gives back all that it had
         taken = [index for index in indices if self._claims.claim(index)]
         self.notify_inproc("unscheduled", node=self, indices=taken)
 

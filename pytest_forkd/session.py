@@ -339,6 +339,11 @@ class ForkdSession(DSession):
         super().worker_collectionfinish(node, ids)
         top_up(self.sched)
 
+    def worker_unscheduled(self, node: Any, indices: Any) -> None:
+        """A worker gave tests back; if it has died since, the scheduler has them already."""
+        if self.sched is not None and node in self.sched.nodes:
+            super().worker_unscheduled(node, indices)
+
     def count_deselected(self, count: int) -> None:
         """Have the summary say how many tests were deselected, as it does in a plain run."""
         if self.terminal:

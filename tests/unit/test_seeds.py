@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,21 @@ from hypothesis import strategies as st
 
 from pytest_forkd.parent.seeds import SeedWatch
 from tests.unit import property_based
+
+
+def _import_numpy() -> Any:
+    """NumPy, if it is installed.
+
+    Imported while this module is: pytester forgets what is imported during a test, and NumPy cannot
+    be imported a second time.
+    """
+    try:
+        return importlib.import_module("numpy")
+    except ImportError:
+        return None
+
+
+numpy = _import_numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +112,8 @@ def test_a_function_that_a_module_took_while_watched_still_seeds() -> None:
 
 
 def test_numpy_s_global_generator_is_watched_as_well() -> None:
-    numpy = pytest.importorskip("numpy")
+    if numpy is None:
+        pytest.skip("needs NumPy")
     before = numpy.random.get_state()
     try:
         for actions, chosen in (

@@ -7,6 +7,8 @@ test's reports come as one message, which is decoded here, in the main loop.
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -23,6 +25,10 @@ from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
+
+
+#: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
+_SERVER_GRACE = 0.02
 
 
 class CollectorLost(RuntimeError):
@@ -353,6 +359,10 @@ class ForkdSession(DSession):
         self, nodeid: str, worker: ForkdWorkerController
     ) -> None:
         """Report a test as failed because its worker died."""
+        if threading.active_count() > 1:
+            # What the worker told a plugin's server (pytest-rerunfailures has one) just before it
+            # died may not have been read yet, and decides whether the test runs again.
+            time.sleep(_SERVER_GRACE)
         report = crash_report(nodeid, worker)
         self.config.hook.pytest_handlecrashitem(crashitem=nodeid, report=report, sched=self.sched)
         self.config.hook.pytest_runtest_logreport(report=report)

@@ -109,7 +109,6 @@ class _Controller:
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
-        self.workers = 0
 
     @classmethod
     def make(cls, config: pytest.Config) -> _Controller | None:
@@ -146,8 +145,7 @@ class _Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Set xdist's options as ``-n`` would."""
-        self.workers = distribute(config, self.settings)
-        if not self.workers:
+        if not distribute(config, self.settings):
             self.backend.close()
 
     @pytest.hookimpl(trylast=True)

@@ -231,7 +231,6 @@ class ForkdSession(DSession):
                 raise pytest.exit.Exception(message, returncode)
             raise KeyboardInterrupt(message)
         if any(event[0] == "internal_error" for event in events):
-            assert self._session is not None
             raise pytest.exit.Exception(
                 "internal error while collecting", int(pytest.ExitCode.INTERNAL_ERROR)
             )

@@ -16,7 +16,7 @@ from pytest_forkd.parent.findings import Finding, is_installed, place_of
 
 __all__ = ["OpenFiles", "resource_findings"]
 
-#: What ``/proc/self/fd`` shows for the files of an event loop.
+#: What ``/proc/self/fd`` shows for files that may be shared, and for those of an event loop.
 _HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
 _LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
 

@@ -23,6 +23,7 @@ __all__ = [
     "forget_exit_handlers",
     "own_basetemp",
     "restart_capture",
+    "write_into",
 ]
 
 
@@ -93,20 +94,24 @@ def restart_capture(config: pytest.Config, files: CrashFiles) -> None:
         manager._global_capturing.stop_capturing()
         manager._global_capturing = None
         manager.start_global_capturing()
-        capture_into(manager, files)
+        write_into(config, files)
         manager.suspend_global_capture()
+    else:
+        write_into(config, files)
+
+
+def write_into(config: pytest.Config, files: CrashFiles) -> None:
+    """Let descriptor-level capture and faulthandler write where the collector can read."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    capturing = manager._global_capturing if manager is not None else None
+    if capturing is not None:
+        for capture, fd in ((capturing.out, files.out), (capturing.err, files.err)):
+            if hasattr(capture, "targetfd_save"):
+                os.dup2(fd, capture.tmpfile.fileno(), inheritable=False)
+                if capture._state == "started":
+                    os.dup2(fd, capture.targetfd)
     if faulthandler.is_enabled():
         faulthandler.enable(file=files.dump)
-
-
-def capture_into(manager: Any, files: CrashFiles) -> None:
-    """Make descriptor-level capture write to ``files`` instead of to its own nameless files."""
-    capturing = manager._global_capturing
-    for capture, fd in ((capturing.out, files.out), (capturing.err, files.err)):
-        if hasattr(capture, "targetfd_save"):
-            os.dup2(fd, capture.tmpfile.fileno(), inheritable=False)
-            if capture._state == "started":
-                os.dup2(fd, capture.targetfd)
 
 
 def own_basetemp(config: pytest.Config, basetemp: str | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import gc
 import os
 import sys
@@ -17,10 +16,10 @@ from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.parent.adapters import adapt_worker
 from pytest_forkd.parent.hygiene import (
     CrashFiles,
-    capture_into,
     forget_exit_handlers,
     own_basetemp,
     restart_capture,
+    write_into,
 )
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth
@@ -68,12 +67,8 @@ class _SelfCollecting:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Let capture and faulthandler write where the collector can read after a crash."""
-        manager: Any = session.config.pluginmanager.getplugin("capturemanager")
-        if manager is not None and manager._global_capturing is not None:
-            capture_into(manager, self.files)
-        if faulthandler.is_enabled():
-            faulthandler.enable(file=self.files.dump)
+        """Leave something to read after a crash."""
+        write_into(session.config, self.files)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Generator[None, object, object]:

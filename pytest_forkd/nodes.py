@@ -20,6 +20,7 @@ from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID
+from pytest_forkd.warm import Modules
 
 __all__ = ["ForkdNodeManager", "ForkdWorkerController"]
 
@@ -241,7 +242,7 @@ class ForkdNodeManager(NodeManager):
         for node in nodes:
             self.spawn(node)
 
-    def request(self, warm: str, level: str, modules: list[str], scan: bool) -> RunRequest:
+    def request(self, warm: str, level: str, modules: Modules, exclude: list[str]) -> RunRequest:
         """What the collector has to know about this run; see :class:`RunRequest`."""
         from xdist.plugin import _sys_path
 
@@ -257,8 +258,9 @@ class ForkdNodeManager(NodeManager):
             basetemp=nodes[0].basetemp,
             warm=warm,
             level=level,
-            modules=modules,
-            scan=scan,
+            modules=modules.names,
+            scan=not modules.complete,
+            exclude=exclude,
             testpaths=[str(path) for path in self.config.getini("testpaths")],
         )
 

@@ -14,6 +14,7 @@ import pytest_forkd
 if TYPE_CHECKING:
     from pytest_forkd.backends.base import Backend
     from pytest_forkd.settings import Settings
+    from pytest_forkd.snapshots.plan import Plan
 
 __all__: list[str] = []
 
@@ -53,12 +54,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Module for the parent to import; may be given several times. "
         "Ini value: forkd_preload, one a line.",
     )
+    group.addoption(
+        "--forkd-keep",
+        dest="forkd_keep",
+        metavar="SECONDS",
+        help="Keep the parent for so long after the run, for the next one to start faster; 0 not "
+        "to keep it. 600 by default, 0 where the environment variable CI is set. "
+        "Ini value: forkd_keep.",
+    )
     parser.addini("forkd_workers", "Number of workers that are clones (see --forkd-workers)")
     parser.addini("forkd_backend", "How clones are made (see --forkd-backend)")
     parser.addini("forkd_warm", "How far the parent gets before it is cloned (see --forkd-warm)")
     parser.addini(
         "forkd_preload", "Modules for the parent to import, one a line", type="linelist", default=[]
     )
+    parser.addini("forkd_keep", "Seconds to keep the parent after a run (see --forkd-keep)")
     parser.addini(
         "forkd_replace_xdist",
         "Let xdist's -n make workers that are clones",
@@ -106,9 +116,10 @@ def _in_xdist_worker() -> bool:
 class _Controller:
     """Lives in the controller of a run that is distributed over clones."""
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
+    def __init__(self, settings: Settings, backend: Backend, plan: Plan) -> None:
         self.settings = settings
         self.backend = backend
+        self.plan = plan
 
     @classmethod
     def make(cls, config: pytest.Config) -> _Controller | None:
@@ -118,6 +129,7 @@ class _Controller:
         :raises pytest.UsageError: if it cannot be.
         """
         from pytest_forkd.backends.base import BackendError
+        from pytest_forkd.planning import make_plan
         from pytest_forkd.settings import make_backend, read_settings
 
         namespace = config.known_args_namespace
@@ -125,7 +137,8 @@ class _Controller:
         if settings is None:
             return None
         try:
-            backend = make_backend(settings)
+            plan = make_plan(config, namespace, settings)
+            backend = make_backend(settings, plan)
             if backend is None:
                 config.pluginmanager.register(_PlainXdist(settings), "forkd-plain-xdist")
                 namespace.numprocesses = settings.workers
@@ -136,7 +149,7 @@ class _Controller:
         # Plugins read xdist's options to tell whether a run is distributed; pytest-cov does so
         # as early as this.
         namespace.numprocesses = settings.workers
-        return cls(settings, backend)
+        return cls(settings, backend, plan)
 
     def close(self) -> None:
         """End the parent and everything below it; safe to call twice."""
@@ -163,7 +176,7 @@ class _Controller:
                 manager.unregister(plugin, name)
         if config.option.dist == "no" or not config.option.tx:
             return  # a later plugin has decided against distribution
-        manager.register(ForkdSession(config, self.settings, self.backend), "dsession")
+        manager.register(ForkdSession(config, self.settings, self.backend, self.plan), "dsession")
 
 
 def distribute(config: pytest.Config, settings: Settings) -> int:

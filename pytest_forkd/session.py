@@ -22,7 +22,8 @@ from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
 from pytest_forkd.settings import Settings
-from pytest_forkd.warm import WarmMemory, finding_line, warn_about
+from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.warm import Modules, WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
 
@@ -41,11 +42,14 @@ class ForkdSession(DSession):
     :param config: the controller's configuration.
     :param settings: what the user asked for.
     :param backend: started already.
+    :param plan: what its parent was told to import.
     """
 
     nodemanager: ForkdNodeManager | None
 
-    def __init__(self, config: pytest.Config, settings: Settings, backend: Backend) -> None:
+    def __init__(
+        self, config: pytest.Config, settings: Settings, backend: Backend, plan: Plan
+    ) -> None:
         super().__init__(config)
         self.settings = settings
         self.backend = backend
@@ -54,7 +58,8 @@ class ForkdSession(DSession):
         self.level: str | None = None
         self._recalled = self.memory.recall(settings.warm)
         self._level_asked = self._recalled.level
-        self._modules, self._scan = self._recalled.modules, self._recalled.scan
+        self._plan = plan
+        self._modules = self._recalled.modules
         self._warm_answer: dict[str, Any] | None = None
         self.inbox = Inbox(self)
         self._collector_losses = 0
@@ -96,6 +101,9 @@ class ForkdSession(DSession):
         """One line about the workers."""
         count = len(config.option.tx)
         line = f"forkd: {count} worker{'s' * (count != 1)}, {self.backend.name} backend"
+        origin = self.backend.describe_parent()
+        if origin:
+            line += f", {origin}"
         if self._recalled.finding is not None:
             line += f"; each collects for itself: {finding_line(self._recalled.finding, config)}"
         return line
@@ -109,7 +117,9 @@ class ForkdSession(DSession):
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
         self._warm_answer = None
-        request = self.nodemanager.request(self.settings.warm, level, self._modules, self._scan)
+        request = self.nodemanager.request(
+            self.settings.warm, level, self._modules, self._plan.exclude
+        )
         self.backend.begin(request, self.nodemanager.events, self)
 
     @pytest.hookimpl
@@ -171,9 +181,8 @@ class ForkdSession(DSession):
         self.report_line(
             f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
         )
-        self._modules, self._scan = unsuitable["modules"], not unsuitable["complete"]
+        self._learn(unsuitable["modules"], complete=unsuitable["complete"])
         self.memory.remember_unsuitable(findings, unsuitable["files"])
-        self.memory.remember_modules(self._modules, complete=unsuitable["complete"])
         self._level_asked = "imports"
         self._begin("imports")
 
@@ -191,11 +200,26 @@ class ForkdSession(DSession):
             return nodes
         self.inbox.ids = ids
         warn_about(warm["findings"], self.config)
-        self.memory.remember_modules(warm["modules"], complete=True)
+        self._learn(warm["modules"], complete=True)
         self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes
         return self._keep(nodes, max(1, min(len(nodes), len(ids))))
+
+    def _learn(self, names: list[str], *, complete: bool) -> None:
+        """Remember which third-party modules the collection imported.
+
+        Those that the parent had imported before are not among ``names``.
+        """
+        known = self._modules
+        scanned, skipped = self.backend.early_imports()
+        self._modules = Modules(
+            list(dict.fromkeys([*known.names, *scanned, *names])),
+            complete=complete or known.complete,
+            skip={**known.skip, **skipped},
+        )
+        self.memory.remember_modules(self._modules)
+        self.backend.learn(names)
 
     def _keep(self, nodes: list[ForkdWorkerController], count: int) -> list[ForkdWorkerController]:
         """Do without the nodes after the first ``count``: there are no tests for them."""

@@ -10,11 +10,22 @@ from typing import Any
 import pytest
 
 from pytest_forkd.backends.base import Backend, BackendError
+from pytest_forkd.snapshots.plan import Plan
 
-__all__ = ["BACKENDS", "WARM_LEVELS", "Settings", "count_workers", "make_backend", "read_settings"]
+__all__ = [
+    "BACKENDS",
+    "DEFAULT_KEEP",
+    "WARM_LEVELS",
+    "Settings",
+    "count_workers",
+    "make_backend",
+    "read_settings",
+]
 
 BACKENDS = ("auto", "process", "qemu", "forkd")
 WARM_LEVELS = ("auto", "collection", "imports")
+#: Seconds for which a parent is kept by default, except on CI.
+DEFAULT_KEEP = 600.0
 
 #: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
 #: ``-f`` runs the tests in a pytest of its own making, which knows no forkd workers.
@@ -37,6 +48,7 @@ class Settings:
     :ivar warm: the warm level: ``auto``, ``collection`` or ``imports``.
     :ivar preload: modules for the parent to import.
     :ivar path: where the controller looks for modules first.
+    :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
     """
 
     workers: int | str
@@ -44,6 +56,7 @@ class Settings:
     warm: str = "auto"
     preload: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
+    keep: float = 0.0
 
 
 def parse_workers(text: str) -> int | str:
@@ -88,6 +101,7 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
             *(getattr(namespace, "forkd_preload", None) or ()),
         ],
         path=[*(str(path) for path in config.getini("pythonpath")), *sys.path],
+        keep=_keep(config, namespace),
     )
 
 
@@ -116,6 +130,25 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         ) from None
 
 
+def _keep(config: pytest.Config, namespace: Any) -> float:
+    asked, source = getattr(namespace, "forkd_keep", None), "--forkd-keep"
+    if asked is None:
+        asked, source = config.getini("forkd_keep"), "ini value forkd_keep"
+    if asked is None or asked == "":
+        # What is started on CI is expected to end with the job's step.
+        return 0.0 if os.environ.get("CI") else DEFAULT_KEEP
+    try:
+        keep = float(asked)
+        if not 0 <= keep < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise pytest.UsageError(
+            f"{source}: {str(asked)!r} is no number of seconds.\n"
+            "Give how long the parent is to be kept after the run, 0 not to keep it."
+        ) from None
+    return keep
+
+
 def count_workers(settings: Settings, config: pytest.Config) -> int:
     """The number of workers, once conftests are loaded: they may have a say in ``auto``.
 
@@ -139,9 +172,10 @@ def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str
     return str(value)
 
 
-def make_backend(settings: Settings) -> Backend | None:
+def make_backend(settings: Settings, plan: Plan) -> Backend | None:
     """The backend for a run, not yet started.
 
+    :param plan: what its parent is to import.
     :returns: ``None`` where ``auto`` finds that plain xdist workers are the better choice.
     :raises BackendError: if the backend that was asked for is not to be had.
     """
@@ -159,4 +193,4 @@ def make_backend(settings: Settings) -> Backend | None:
         return None
     from pytest_forkd.backends.process import ProcessBackend
 
-    return ProcessBackend(settings.preload, settings.path)
+    return ProcessBackend(plan, settings.keep)

@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from pytest_forkd import PytestForkdWarning
 
-__all__ = ["Recalled", "WarmMemory", "finding_line", "warn_about"]
+__all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
 _UNSUITABLE = "forkd/unsuitable"
-_MODULES = "forkd/modules"
+MODULES_KEY = "forkd/modules"
+
+
+@dataclass
+class Modules:
+    """Which third-party modules a suite imports.
+
+    :ivar names: in the order of their import.
+    :ivar complete: whether the collection that imported them came to its end.
+    :ivar skip: top-level packages that cannot be imported early, and why.
+    """
+
+    names: list[str] = field(default_factory=list)
+    complete: bool = False
+    skip: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, stored: object) -> Modules:
+        """What :meth:`to_json` made; nothing is known if it is anything else."""
+        if not isinstance(stored, dict) or not isinstance(stored.get("modules"), list):
+            return cls()
+        skip = stored.get("skip")
+        return cls(
+            [name for name in stored["modules"] if isinstance(name, str)],
+            bool(stored.get("complete")),
+            {str(k): str(v) for k, v in skip.items()} if isinstance(skip, dict) else {},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """To be stored as JSON."""
+        return {"modules": self.names, "complete": self.complete, "skip": self.skip}
 
 
 @dataclass(frozen=True)
@@ -23,13 +53,11 @@ class Recalled:
 
     :ivar level: the warm level to try: ``collection`` or ``imports``.
     :ivar modules: third-party modules that it is known to import.
-    :ivar scan: whether there may be more of them.
     :ivar finding: why its workers have to collect for themselves, if that is known.
     """
 
     level: str
-    modules: list[str]
-    scan: bool
+    modules: Modules
     finding: dict[str, Any] | None = None
 
 
@@ -45,18 +73,13 @@ class WarmMemory:
 
         :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
         """
-        stored = self._get(_MODULES)
-        modules: list[str] = []
-        complete = False
-        if isinstance(stored, dict) and isinstance(stored.get("modules"), list):
-            modules = [name for name in stored["modules"] if isinstance(name, str)]
-            complete = bool(stored.get("complete"))
+        modules = Modules.from_json(self._get(MODULES_KEY))
         known = self._get(_UNSUITABLE)
         if warm != "auto":
-            return Recalled(warm, modules, scan=not complete)
+            return Recalled(warm, modules)
         if isinstance(known, dict) and self._holds(known):
-            return Recalled("imports", modules, scan=not complete, finding=known["findings"][0])
-        return Recalled("collection", modules, scan=not complete)
+            return Recalled("imports", modules, finding=known["findings"][0])
+        return Recalled("collection", modules)
 
     def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
         """Note why this suite's workers have to collect for themselves.
@@ -77,14 +100,11 @@ class WarmMemory:
             },
         )
 
-    def remember_modules(self, modules: list[str], *, complete: bool) -> None:
-        """Note which third-party modules the suite imports.
-
-        :param complete: whether the collection that imported them came to its end.
-        """
-        stored = {"modules": modules, "complete": complete}
-        if stored != self._get(_MODULES):
-            self._set(_MODULES, stored)
+    def remember_modules(self, modules: Modules) -> None:
+        """Note which third-party modules the suite imports."""
+        stored = modules.to_json()
+        if stored != self._get(MODULES_KEY):
+            self._set(MODULES_KEY, stored)
 
     def _holds(self, known: dict[str, Any]) -> bool:
         files = known.get("files")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.leftovers import run_processes
+from pytest_forkd.snapshots.store import Store
+from tests.leftovers import end_kept_parents, run_processes
 
 pytest_plugins = ["pytester"]
 
@@ -30,6 +32,17 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture(autouse=True)
+def _own_parents(_plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of a test find no parents but those of the same test, which end with it."""
+    # Not below the test's directory: the path of a unix socket has to be short.
+    with tempfile.TemporaryDirectory(prefix="forkd-test-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+        for name in os.listdir(folder):
+            end_kept_parents(Store(Path(folder) / name))
 
 
 @pytest.fixture

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import time
 
-__all__ = ["run_processes", "wait_for_no_processes"]
+from pytest_forkd.channel.frames import FrameError
+from pytest_forkd.snapshots.store import Store
+
+__all__ = ["end_kept_parents", "run_processes", "wait_for_no_processes"]
 
 
 def run_processes(directory: str) -> list[str]:
@@ -41,3 +46,19 @@ def wait_for_no_processes(directory: str, limit: float) -> list[str]:
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
+
+
+def end_kept_parents(store: Store) -> list[int]:
+    """End the kept parents of a store; returns their process ids."""
+    pids = []
+    for connection in store.connections():
+        with contextlib.closing(connection), contextlib.suppress(OSError, EOFError, FrameError):
+            connection.send({"stop": {}})
+            pid = connection.receive(30).message["stopping"]["pid"]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            pids.append(pid)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and any(os.path.exists(f"/proc/{pid}/exe") for pid in pids):
+        time.sleep(0.005)
+    return pids

@@ -195,10 +195,11 @@ class BackgroundRun:
         self.output_file = pytester.path / "output.txt"
         self.mark = str(pytester.path)
         environ = {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary)}
-        environ.pop("XDG_RUNTIME_DIR", None)
+        if not any(arg.startswith("--forkd-keep") for arg in args):
+            environ.pop("XDG_RUNTIME_DIR", None)
         command = [
             *(sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd"),
-            *(f"--forkd-workers={workers}", *args),
+            *(f"--forkd-workers={workers}", "--forkd-keep=0", *args),
         ]
         with open(self.output_file, "wb") as output:
             self.process = subprocess.Popen(

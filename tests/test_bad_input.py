@@ -16,6 +16,7 @@ import pytest
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.backends.process import runtime_directory
 from pytest_forkd.settings import Settings, make_backend
+from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import TIMEOUT
 from tests.observing import MARK, processes_of
 
@@ -300,8 +301,8 @@ def test_a_temporary_directory_of_four_kilobytes(
 def test_macos_leaves_auto_to_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its frameworks may not survive a fork; who asks for ``process`` gets it."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert make_backend(Settings(workers=2, backend="auto")) is None
-    backend = make_backend(Settings(workers=2, backend="process"))
+    assert make_backend(Settings(workers=2, backend="auto"), Plan()) is None
+    backend = make_backend(Settings(workers=2, backend="process"), Plan())
     assert backend is not None
     assert backend.name == "process"
 
@@ -309,7 +310,7 @@ def test_macos_leaves_auto_to_xdist(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["auto", "process"])
 def test_linux_forks(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    backend = make_backend(Settings(workers=2, backend=name))
+    backend = make_backend(Settings(workers=2, backend=name), Plan())
     assert backend is not None
     assert backend.name == "process"
 
@@ -319,7 +320,7 @@ def test_windows_cannot_fork(monkeypatch: pytest.MonkeyPatch, name: str) -> None
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.delattr(os, "fork")
     with pytest.raises(BackendError, match="win32"):
-        make_backend(Settings(workers=2, backend=name))
+        make_backend(Settings(workers=2, backend=name), Plan())
 
 
 def test_on_macos_the_workers_are_xdists(pytester: pytest.Pytester) -> None:

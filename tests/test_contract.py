@@ -426,7 +426,7 @@ def test_ini_values_make_workers(
     pytester.makeini("[pytest]\n" + ini)
     result = run(*args, runner="plain", plugins=("xdist", "forkd"))
     result.assert_outcomes(passed=8)
-    result.stdout.fnmatch_lines(["forkd: 2 workers, process backend"])
+    result.stdout.fnmatch_lines(["forkd: 2 workers, process backend, parent made"])
     assert {entry["worker"] for entry in read_records(pytester.path)} == {"gw0", "gw1"}
 
 

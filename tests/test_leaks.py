@@ -18,6 +18,7 @@ from pytest_forkd.backends.base import Backend
 from pytest_forkd.backends.process import runtime_directory
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.settings import Settings, make_backend
+from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import Runner
 from tests.observing import MARK, processes_of, write_suite
 
@@ -348,7 +349,7 @@ def test_the_runtime_directory_is_preferred(
 
 
 def process_backend() -> Backend:
-    backend = make_backend(Settings(workers=1, backend="process"))
+    backend = make_backend(Settings(workers=1, backend="process"), Plan())
     assert backend is not None
     return backend
 

@@ -33,6 +33,7 @@ class RunRequest:
     :ivar modules: third-party modules to import at level ``imports``.
     :ivar scan: whether to look for more of them in test files and conftests.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
+    :ivar exclude: top-level packages that are the project's own, never imported early.
     """
 
     args: list[str]
@@ -48,6 +49,7 @@ class RunRequest:
     modules: list[str] = field(default_factory=list)
     scan: bool = True
     testpaths: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON-serializable fields."""
@@ -103,6 +105,21 @@ class Backend(abc.ABC):
 
         :raises BackendError: if that is impossible here.
         """
+
+    @abc.abstractmethod
+    def describe_parent(self) -> str:
+        """How the parent came about, in a few words; empty if there is nothing to say."""
+
+    @abc.abstractmethod
+    def early_imports(self) -> tuple[list[str], dict[str, str]]:
+        """What the parent has imported because test files name it, and what it must not import.
+
+        :returns: names of modules; and top-level packages, each with the reason.
+        """
+
+    @abc.abstractmethod
+    def learn(self, modules: list[str]) -> None:
+        """Tell a parent that is kept what this run's collection has imported."""
 
     @abc.abstractmethod
     def rinfo(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ processes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,9 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout as FileLockTimeout
+
 from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.snapshots.fingerprint import fingerprint
+from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.snapshots.store import (
+    MAX_DIRECTORY_LENGTH,
+    Store,
+    StoreError,
+    temporary_directory,
+)
 
 __all__ = ["ProcessBackend", "runtime_directory"]
 
@@ -31,8 +40,10 @@ _HELLO_TIMEOUT = 300.0
 _END_TIMEOUT = 5.0
 #: Seconds for a collector that is interrupted to undo what it has configured.
 _INTERRUPT_TIMEOUT = 2.0
-#: ``sun_path`` of unix(7), less the terminating null byte and the name of the socket.
-_MAX_DIRECTORY_LENGTH = 107 - len("/parent")
+#: A parent that was found to be stale is replaced; one that is stale at once is not, for ever.
+_MAX_ATTEMPTS = 3
+#: Characters of what a parent said before it died.
+_MAX_LOG = 2000
 
 
 def runtime_directory() -> Path:
@@ -42,10 +53,10 @@ def runtime_directory() -> Path:
 
     :raises BackendError: if none can be made or written to.
     """
-    bases = [os.environ.get("XDG_RUNTIME_DIR"), _temporary_directory(), "/tmp"]  # noqa: S108
+    bases = [os.environ.get("XDG_RUNTIME_DIR"), temporary_directory(), "/tmp"]  # noqa: S108
     error: OSError | None = None
     for base in bases:
-        if not base or len(base) + len("/pytest-forkd-12345678") > _MAX_DIRECTORY_LENGTH:
+        if not base or len(base) + len("/pytest-forkd-12345678") > MAX_DIRECTORY_LENGTH:
             continue
         try:
             path = Path(tempfile.mkdtemp(prefix="pytest-forkd-", dir=base))
@@ -67,30 +78,27 @@ def runtime_directory() -> Path:
     )
 
 
-def _temporary_directory() -> str | None:
-    try:
-        return tempfile.gettempdir()
-    except OSError:
-        return None
-
-
 class ProcessBackend(Backend):
     """The ``process`` backend.
 
-    :param preload: modules for the parent to import before anything else.
-    :param path: where to look for them first.
+    :param plan: what the parent is to import.
+    :param keep: seconds for which the parent is kept after a run; 0 for one that ends with it.
     """
 
     name = "process"
     shares_files = True
 
-    def __init__(self, preload: list[str], path: list[str]) -> None:
-        self._preload = preload
-        self._path = path
+    def __init__(self, plan: Plan, keep: float) -> None:
+        self._plan = plan
+        self._keep = keep
+        self._store: Store | None = None
+        #: How the parent came about, in a few words.
+        self._origin = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
         self._control: FrameSocket | None = None
-        self._greeted = False
+        self._hello: dict[str, Any] | None = None
+        self._released = False
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
@@ -101,40 +109,99 @@ class ProcessBackend(Backend):
     # -- the parent ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._directory = runtime_directory()
-        path = str(self._directory / "parent")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        self._hello = None
+        self._released = False
+        self._origin = self._origin or "parent made"
+        if self._keep:
+            try:
+                self._start_kept()
+            except (StoreError, FileLockTimeout, OSError) as exc:
+                self._keep = 0.0
+                self._origin += f" and not kept: {exc}"
+        if not self._keep:
+            self._directory = runtime_directory()
+            self._control = self._launch(self._directory)
+            # Nobody else is to connect, so nothing of the run needs a name any more.
+            shutil.rmtree(self._directory, ignore_errors=True)
+        assert self._control is not None
+        with contextlib.suppress(OSError):  # its end is noticed where its greeting is awaited
+            self._control.send({"open": {"keep": self._keep}})
+
+    def _start_kept(self) -> None:
+        """Connect to a kept parent, or make one that is kept."""
+        plan = self._plan
+        self._store = store = Store.find()
+        store.prepare()
+        mark = fingerprint(plan.project, plan.preload, plan.path, os.environ)
+        with store.lock():
+            self._control = store.connect(mark)
+            if self._control is None:
+                entry = store.make_entry(mark)
+                try:
+                    self._control = self._launch(entry)
+                except BaseException:
+                    shutil.rmtree(entry, ignore_errors=True)
+                    raise
+
+    def _launch(self, directory: Path) -> FrameSocket:
+        """Start a parent that listens in ``directory``; returns a connection to it."""
+        path = str(directory / "parent")
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             # Bound here and handed on: the first connection cannot come too early.
             listener.bind(path)
-            listener.listen(4)
+            listener.listen(16)
+            plan = stack.enter_context(tempfile.TemporaryFile())
+            self._plan.write(plan.fileno())
             package = Path(__file__).resolve().parents[1]
             command = [
                 sys.executable,
                 *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                 str(package / "parent" / "__main__.py"),
                 f"--listen-fd={listener.fileno()}",
-                f"--controller={os.getpid()}",
-                f"--directory={self._directory}",
-                f"--preload={json.dumps(self._preload)}",
-                f"--path={json.dumps(self._path)}",
+                f"--plan-fd={plan.fileno()}",
+                f"--directory={directory}",
             ]
+            output: Any = None
+            if self._keep:
+                # Who reads this run's output waits until nobody has it open any more.
+                output = stack.enter_context(open(directory / "log", "wb"))
+                command.append(f"--keep={self._keep}")
+            else:
+                command.append(f"--controller={os.getpid()}")
             try:
                 # In a session of its own: Ctrl-C on a terminal reaches the controller alone, which
                 # interrupts each worker once, and a test that asks the terminal gets an error.
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[listener.fileno()],
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[listener.fileno(), plan.fileno()],
                     start_new_session=True,
                 )
             except OSError as exc:
                 self.close()
                 raise BackendError(f"cannot start the parent process: {exc}") from exc
+        self._log = directory / "log"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(path)
-        self._control = FrameSocket(sock)
-        # Nobody else is to connect, so nothing of the run needs a name any more.
-        shutil.rmtree(self._directory, ignore_errors=True)
+        return FrameSocket(sock)
+
+    def describe_parent(self) -> str:
+        if self._keep and self._process is None:
+            self._connect()
+        return self._origin
+
+    def early_imports(self) -> tuple[list[str], dict[str, str]]:
+        if self._hello is None:
+            return [], {}
+        return self._hello["scanned"], self._hello["skipped"]
+
+    def learn(self, modules: list[str]) -> None:
+        if self._keep and self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send({"learn": modules})
 
     def rinfo(self) -> dict[str, Any]:
         return {
@@ -142,26 +209,46 @@ class ProcessBackend(Backend):
             "version_info": tuple(sys.version_info),
             "platform": sys.platform,
             "cwd": os.getcwd(),
-            "pid": self._process.pid if self._process is not None else None,
+            "pid": self._parent_pid(),
         }
 
+    def _parent_pid(self) -> int | None:
+        if self._process is not None:
+            return self._process.pid
+        return int(self._hello["hello"]) if self._hello is not None else None
+
     def _connect(self) -> FrameSocket:
-        """The connection to a parent that has said hello."""
-        if self._control is None:
-            self.start()
-        assert self._control is not None
-        if self._greeted:
-            return self._control
+        """The connection to a parent that has said hello, and is one that this run may use."""
+        for _attempt in range(_MAX_ATTEMPTS):
+            if self._control is None:
+                self.start()
+            assert self._control is not None
+            if self._hello is not None:
+                return self._control
+            why = self._greet(self._control)
+            if why is None:
+                return self._control
+            # A kept one that has changed, or that was just ending. Nobody finds it any more.
+            self._drop_parent()
+            self._origin = f"parent remade: {why}"
+        raise BackendError(f"no parent process stays: {self._origin}")
+
+    def _greet(self, control: FrameSocket) -> str | None:
+        """Take the parent's greeting; returns why it is not to be used."""
         try:
-            hello = self._control.receive(_HELLO_TIMEOUT).message
+            hello = control.receive(_HELLO_TIMEOUT).message
         except TimeoutError:
             raise BackendError(
                 f"the parent process was not ready within {_HELLO_TIMEOUT:g} seconds; "
                 "does a module in --forkd-preload wait for something?"
             ) from None
         except (EOFError, FrameError):
+            if self._process is None:
+                return "the one that was kept has just ended"
             raise BackendError(f"the parent process {self._parent_end()}") from None
-        failures = hello.get("preload_failures")
+        if hello["stale"] is not None:
+            return str(hello["stale"])
+        failures = hello["preload_failures"]
         if failures:
             name, why = next(iter(failures.items()))
             raise BackendError(
@@ -169,16 +256,27 @@ class ProcessBackend(Backend):
                 "Correct the name, install the module, or drop it from the option "
                 "or the ini value forkd_preload."
             )
-        self._greeted = True
-        return self._control
+        if self._process is None:
+            age = hello["age"]
+            self._origin = "parent shared" if age is None else f"kept parent ({_duration(age)} old)"
+        self._hello = hello
+        return None
 
     def _parent_end(self) -> str:
-        assert self._process is not None
+        if self._process is None:
+            return "closed its connection"
         try:
             code = self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             return "closed its connection"
-        return f"ended with {_describe(code)}"
+        end = f"ended with {_describe(code)}"
+        if self._keep:
+            with contextlib.suppress(OSError):
+                said = self._log.read_text("utf-8", "replace").strip()
+                shutil.rmtree(self._log.parent, ignore_errors=True)
+                if said:
+                    end += f"; it said:\n{said[-_MAX_LOG:]}"
+        return end
 
     # -- the collector -------------------------------------------------------------------------
 
@@ -196,7 +294,7 @@ class ProcessBackend(Backend):
         with theirs, contextlib.ExitStack() as stack:
             stderr = _real_stderr(stack)
             try:
-                control.send(request.to_json(), [theirs.fileno(), stderr])
+                control.send({"collect": request.to_json()}, [theirs.fileno(), stderr])
             except OSError:
                 ours.close()
                 raise BackendError(f"the parent process {self._parent_end()}") from None
@@ -211,6 +309,8 @@ class ProcessBackend(Backend):
                 self._collector_pid = frame.message["forked"]
             elif frame.message.get("exited") == self._collector_pid:
                 self._collector_status = frame.message["status"]
+            elif "released" in frame.message:
+                self._released = True
         if self._control.eof:
             self._events.unregister(self._control)
 
@@ -277,8 +377,9 @@ class ProcessBackend(Backend):
             self._events.unregister(self._control)
         if self._control is not None:
             self._control.close()
-        self._control = self._process = None
-        self._greeted = False
+        if self._process is not None and self._process.poll() is None:
+            _disown(self._process)
+        self._control = self._process = self._hello = None
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -335,23 +436,68 @@ class ProcessBackend(Backend):
         return True
 
     def close(self) -> None:
-        for connection in (self._collector, self._control):
-            if connection is not None:
-                if self._events is not None:
-                    self._events.unregister(connection)
-                connection.close()
-        self._collector = self._control = None
+        if self._collector is not None:
+            if self._events is not None:
+                self._events.unregister(self._collector)
+            self._collector.close()
+            self._collector = None
+        if self._control is not None:
+            if self._events is not None:
+                self._events.unregister(self._control)
+            if self._keep:
+                self._release(self._control)
+            self._control.close()
+            self._control = None
         if self._process is not None:
-            # It kills what descends from it as soon as its connection is closed.
-            try:
-                self._process.wait(_END_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if self._keep and self._hello is None:
+                # It was made for a run that came to nothing, such as one with bad options. Should
+                # another one be waiting for it, that makes its own.
+                self._process.terminate()
+                _wait_or_kill(self._process)
+                shutil.rmtree(self._log.parent, ignore_errors=True)
+            elif self._keep:
+                _disown(self._process)
+            else:
+                # It kills what descends from it as soon as its connection is closed.
+                _wait_or_kill(self._process)
             self._process = None
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
             self._directory = None
+
+    def _release(self, control: FrameSocket) -> None:
+        """Have the parent, which stays, end what is left of this run."""
+        if self._hello is None:
+            return  # it has started nothing
+        deadline = time.monotonic() + _END_TIMEOUT
+        try:
+            control.send({"release": {}})
+            while not self._released:
+                for frame in [control.receive(max(0.0, deadline - time.monotonic()))]:
+                    self._released = "released" in frame.message
+        except (OSError, EOFError, FrameError):
+            # The end of a parent is the end of what descends from it.
+            pid = self._parent_pid()
+            if pid is not None and not control.eof:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _disown(process: subprocess.Popen[bytes]) -> None:
+    """Let a process live on without the warning that nobody has waited for it."""
+    process.returncode = 0
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def _describe(code: int) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ def take_over(request: dict[str, Any]) -> None:
     os.dup2(devnull, 1)
     os.close(devnull)
     os.chdir(request["cwd"])
+    importlib.invalidate_caches()  # files have come and gone since the parent looked
     os.environ.clear()
     os.environ.update(request["environ"])
     if hasattr(time, "tzset"):
@@ -115,7 +117,7 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     """
     import_modules(request["modules"])
     if request["scan"]:
-        import_modules(named_modules(request["args"], request["testpaths"]))
+        import_modules(named_modules(request["args"], request["testpaths"], request["exclude"]))
     gc.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
@@ -150,7 +152,13 @@ def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     set_role(first)
     watch = Watch(workerinput)
     config = make_config(request, workerinput, request["basetemp"])
-    plugin = CollectorPlugin(config, nursery, watch, strict=request["warm"] == "collection")
+    plugin = CollectorPlugin(
+        config,
+        nursery,
+        watch,
+        exclude=request["exclude"],
+        strict=request["warm"] == "collection",
+    )
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
     status = config.hook.pytest_cmdline_main(config=config)
@@ -164,11 +172,18 @@ class CollectorPlugin:
     """Collects under watch, reports the collection, and forks workers in ``pytest_runtestloop``."""
 
     def __init__(
-        self, config: pytest.Config, nursery: Nursery, watch: Watch, *, strict: bool
+        self,
+        config: pytest.Config,
+        nursery: Nursery,
+        watch: Watch,
+        *,
+        exclude: list[str],
+        strict: bool,
     ) -> None:
         self.config: Any = config
         self.nursery = nursery
         self.watch = watch
+        self.exclude = exclude
         #: Keep the level whatever is found.
         self.strict = strict
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
@@ -204,7 +219,7 @@ class CollectorPlugin:
                     "events": self.interactor.outbox,
                     "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
-                    "modules": self.watch.modules(self.config),
+                    "modules": self.watch.modules(self.config, self.exclude),
                 }
             }
         )
@@ -233,7 +248,7 @@ class CollectorPlugin:
             {
                 "unsuitable": {
                     "findings": [finding.to_json() for finding in findings],
-                    "modules": self.watch.modules(self.config),
+                    "modules": self.watch.modules(self.config, self.exclude),
                     "complete": complete,
                     "files": [f.path for f in findings if f.path] + project_files(),
                 }

@@ -7,50 +7,71 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from _pytest.outcomes import OutcomeException
 
-__all__ = ["import_modules", "named_modules", "third_party_modules"]
+__all__ = [
+    "import_modules",
+    "installed_modules",
+    "named_modules",
+    "third_party_modules",
+    "third_party_packages",
+]
 
 #: Files looked at for imports; a larger suite repeats itself.
 _MAX_FILES = 2000
 
 
-def third_party_modules(before: Iterable[str], config: Any) -> list[str]:
+#: A line that starts with an import; also found in text, so it only tells what to look at.
+_IMPORT_LINE = re.compile(rb"^(?:import|from)[ \t]+([^\n#;(]+)", re.MULTILINE)
+
+
+def third_party_modules(
+    before: Iterable[str], config: Any, exclude: Container[str] = ()
+) -> list[str]:
     """Modules of installed distributions that were imported since ``before``.
 
     Distributions that hold pytest plugins are left out: pytest wants to be the one that imports
     them, to rewrite their assertions, and warns otherwise.
 
     :param before: names of modules that were loaded earlier.
+    :param exclude: top-level packages that are the project's own, wherever they are installed.
     :returns: names, in the order of their import.
     """
-    known = set(before)
     plugins = {
         getattr(plugin, "__name__", type(plugin).__module__).partition(".")[0]
         for plugin in config.pluginmanager.get_plugins()
     }
     rewritten = getattr(config.pluginmanager.rewrite_hook, "_must_rewrite", ())
     plugins.update(name.partition(".")[0] for name in rewritten)
+    return [
+        name
+        for name in installed_modules(before)
+        if (top := name.partition(".")[0]) not in plugins and top not in exclude
+    ]
+
+
+def installed_modules(before: Iterable[str]) -> list[str]:
+    """Modules of installed distributions that were imported since ``before``, in that order."""
+    known = set(before)
     roots = _third_party_roots()
     found = []
     for name, module in list(sys.modules.items()):
-        top = name.partition(".")[0]
         path = getattr(module, "__file__", None)
         spec = getattr(module, "__spec__", None)
         if (
             name not in known
-            and top not in plugins
             and path is not None
             and spec is not None
             and spec.name == name
             and path.startswith(roots)
-            and not top.startswith("_pytest")
+            and not name.startswith("_pytest")
         ):
             found.append(name)
     return found
@@ -62,19 +83,54 @@ def _third_party_roots() -> tuple[str, ...]:
     return tuple(os.path.join(path, "") for path in paths if path)
 
 
-def named_modules(args: list[str], testpaths: list[str]) -> list[str]:
+def third_party_packages() -> list[str]:
+    """The top-level third-party packages that are loaded."""
+    roots = _third_party_roots()
+    return sorted(
+        name
+        for name, module in list(sys.modules.items())
+        if "." not in name and (getattr(module, "__file__", None) or "").startswith(roots)
+    )
+
+
+def named_modules(args: list[str], testpaths: list[str], exclude: Container[str] = ()) -> list[str]:
     """Third-party modules that test files and conftests import at their top level.
 
     :param args: pytest's command line; whatever in it is no path is passed over.
     :param testpaths: where to look if there is no path among ``args``.
+    :param exclude: top-level packages that are the project's own.
     :returns: names of modules, dotted as they are imported.
     """
     roots = [path for arg in args if os.path.exists(path := arg.partition("::")[0])]
+    wanted: dict[str, bool] = {}  # top-level package -> whether it is third-party
     names: dict[str, None] = {}
     for path in _python_files(roots or testpaths or ["."]):
-        for name in _imports(path):
-            names.setdefault(name)
-    return [name for name in names if _is_third_party(name.partition(".")[0])]
+        source = _read(path)
+        if not any(_may_name(line, wanted, exclude) for line in _IMPORT_LINE.findall(source)):
+            continue  # parsing a file costs much more than reading it
+        for name in _imports(source):
+            if wanted.get(name.partition(".")[0]):
+                names.setdefault(name)
+    return list(names)
+
+
+def _may_name(line: bytes, wanted: dict[str, bool], exclude: Container[str]) -> bool:
+    """Whether an import names a third-party package, which is noted in ``wanted``."""
+    found = False
+    for part in line.decode("utf-8", "replace").partition(" import ")[0].split(","):
+        top = part.strip().partition(" ")[0].partition(".")[0]
+        if top not in wanted:
+            wanted[top] = bool(top) and top not in exclude and _is_third_party(top)
+        found = found or wanted[top]
+    return found
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _python_files(roots: list[str]) -> Iterator[str]:
@@ -99,13 +155,13 @@ def _python_files(roots: list[str]) -> Iterator[str]:
                         return
 
 
-def _imports(path: str) -> Iterator[str]:
+def _imports(source: bytes) -> Iterator[str]:
     """The modules that a file imports at its top level; none if it cannot be parsed."""
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     for node in tree.body:
         if isinstance(node, ast.Import):

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Container, Iterable
 
 __all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 
@@ -71,28 +72,32 @@ def children() -> list[int]:
     return found
 
 
-def kill_children(pids: list[int] | None = None, limit: float = 2.0) -> None:
+def kill_children(pids: Iterable[int] = (), limit: float = 2.0, spare: Container[int] = ()) -> None:
     """Kill and reap this process's children, and theirs as they are adopted.
 
     :param pids: children to kill where :func:`children` cannot list them.
     :param limit: seconds to try for.
+    :param spare: children to leave alone.
     """
     deadline = time.monotonic() + limit
+    left = set(pids)
     while True:
-        left = set(children()) | set(pids or ())
+        left.update(pid for pid in children() if pid not in spare)
         if not left:
             return
         for pid in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        pids = None
-        while True:
-            try:
-                pid, _status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
+        left = {pid for pid in left if not _reap(pid)}
         if time.monotonic() > deadline:
             return
-        time.sleep(0.002)
+        if left:
+            time.sleep(0.002)
+
+
+def _reap(pid: int) -> bool:
+    """Whether a child has gone."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True

@@ -1,12 +1,21 @@
 """The parent: a process that has imported what the suite needs, and forks collectors.
 
 It listens on a unix socket that whoever started it bound and passed on. A connection is a
-controller: it gets a greeting once everything is preloaded, and may then ask for collectors, each
-with a connection of its own that came as a file descriptor. The parent does nothing else: the less
-it does, the longer it stays clean.
+controller, or the ``pytest-forkd`` command. Requests, each a frame with one key:
 
-It ends, with everything that descends from it, when the controller closes its connection, and
-also, on Linux, when the controller dies.
+* ``open``: ``{"keep": seconds}``; answered by a greeting once everything is preloaded, which says
+  whether a file that was loaded has changed since;
+* ``collect``: the request of a run, with the descriptors of the collector's connection and of
+  standard error; answered by ``forked`` and, when the collector ends, ``exited``;
+* ``learn``: modules that the suite's collection has imported, to be imported once nobody waits;
+* ``release``: end what this controller has started; answered when nothing of it is left;
+* ``status`` and ``stop``: see :mod:`pytest_forkd.cli`.
+
+The parent does nothing else: the less it does, the longer it stays clean. One that belongs to a
+single run ends, with everything that descends from it, when the controller closes its connection,
+and also, on Linux, when the controller dies. One that is kept ends when
+:class:`~pytest_forkd.parent.keeping.Keeping` says so; what a controller that died has left is ended
+at once.
 """
 
 from __future__ import annotations
@@ -14,40 +23,46 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
-import importlib
 import json
 import os
-import platform
 import selectors
 import shutil
 import signal
 import socket
 import sys
 import time
-import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.parent import processes
+from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
+from pytest_forkd.parent.preload import third_party_packages
+from pytest_forkd.parent.preloading import Preloaded, Unsafe, learn, preload
+from pytest_forkd.parent.stamps import Stamps
+from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["main"]
 
 #: Seconds to wait for a first controller.
 _FIRST_CONNECTION_LIMIT = 60.0
+#: After so many modules that must not be imported early, none is.
+_MAX_SKIPPED = 8
 
 
 def main(argv: list[str]) -> int:
-    """Run the parent until its controller leaves.
+    """Run the parent until its controller leaves, or until it is not kept any longer.
 
     :param argv: the command line, see ``--help``.
     :returns: the exit status.
     """
+    started = time.time_ns()
     parser = argparse.ArgumentParser(prog="python -m pytest_forkd.parent")
     parser.add_argument("--listen-fd", type=int, required=True, help="a listening unix socket")
+    parser.add_argument("--plan-fd", type=int, required=True, help="what to import, as JSON")
     parser.add_argument("--controller", type=int, help="pid of the controller to die with")
-    parser.add_argument("--directory", help="directory to remove at the end")
-    parser.add_argument("--preload", default="[]", help="modules to import, a JSON list")
-    parser.add_argument("--path", default="[]", help="where to look for them first, a JSON list")
+    parser.add_argument("--directory", help="where the socket is; removed at the end")
+    parser.add_argument("--keep", type=float, default=0.0, help="seconds to stay without use")
+    parser.add_argument("--skip", default="{}", help="packages not to import and why, as JSON")
     options = parser.parse_args(argv)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
@@ -55,61 +70,63 @@ def main(argv: list[str]) -> int:
         processes.die_with(options.controller)
     processes.become_subreaper()
     gc.disable()
-    own_path = list(sys.path)
-    failures = preload(json.loads(options.preload), json.loads(options.path))
-    sys.path[:] = own_path
+    plan = Plan.read(options.plan_fd)
+    plan.skip.update(json.loads(options.skip))
+    try:
+        preloaded = preload(plan)
+    except Unsafe as exc:
+        _start_anew(argv, plan, exc)
+    os.close(options.plan_fd)
     gc.freeze()
     if options.controller is not None:
         # From here on the end of its connection is noticed at once, and there is time to end what
         # descends from this process, wherever it has gone.
         processes.die_with(None)
+    stamps = Stamps(started)
+    if options.keep:
+        stamps.take()
+    keeping = Keeping(options.directory, options.keep)
     with socket.socket(fileno=options.listen_fd) as listener:
-        parent = _Parent(listener, options.directory, failures)
-        return parent.run()
+        if options.keep:
+            listener.listen(16)  # so that SO_PEERCRED of a connection names this process
+        return _Parent(listener, plan, preloaded, stamps, keeping).run()
 
 
-def preload(modules: list[str], path: list[str]) -> dict[str, str]:
-    """Import pytest with its usual company, then ``modules`` in order.
-
-    :param path: where to look for ``modules`` before anywhere else.
-    :returns: for each module that failed to import, why.
-    """
-    import xdist
-    from _pytest.outcomes import OutcomeException
-
-    import pytest_forkd
-
-    for name in ("_pytest.junitxml", "xdist.plugin", "pytest_forkd.parent.collector"):
-        importlib.import_module(name)
-    # Each worker tells xdist its platform; finding out takes a subprocess, once.
-    platform.platform()
-    # pytest warns that it cannot rewrite the assertions of plugins that are loaded already, unless
-    # their docstring says that they do without (documented at "Assertion Rewriting").
-    for module in (xdist, pytest_forkd):
-        module.__doc__ = f"{module.__doc__ or ''}\nPYTEST_DONT_REWRITE"
-    sys.path[:0] = path
-    failures = {}
-    with warnings.catch_warnings():
-        # A suite's own filters decide what its imports may warn about; they are not known yet.
-        warnings.simplefilter("ignore")
-        for name in modules:
-            try:
-                importlib.import_module(name)
-            except (Exception, SystemExit, OutcomeException) as exc:
-                failures[name] = f"{type(exc).__name__}: {exc}"
-    return failures
+def _start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
+    """Run this program again, in the same process, without the package that cannot be preloaded."""
+    skip = {**plan.skip, unsafe.package: str(unsafe)}
+    if len(skip) > _MAX_SKIPPED:
+        skip = {"*": f"none is imported early, since too many cannot be: {', '.join(skip)}"}
+    rest = [arg for arg in argv if not arg.startswith("--skip=")]
+    main_file = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
+    os.execv(  # noqa: S606 - no shell is wanted
+        sys.executable, [*main_file, *rest, f"--skip={json.dumps(skip)}"]
+    )
 
 
 class _Parent:
     def __init__(
-        self, listener: socket.socket, directory: str | None, failures: dict[str, str]
+        self,
+        listener: socket.socket,
+        plan: Plan,
+        preloaded: Preloaded,
+        stamps: Stamps,
+        keeping: Keeping,
     ) -> None:
         self.listener = listener
-        self.directory = directory
-        self.failures = failures
+        self.plan = plan
+        self.preloaded = preloaded
+        self.stamps = stamps
+        self.keeping = keeping
+        self.keep = keeping.seconds > 0
+        self.uses = 0
+        #: Why no further run may use this parent.
+        self.ending: str | None = None
         self.selector = selectors.DefaultSelector()
+        self.connections: list[FrameSocket] = []
         self.controllers: list[FrameSocket] = []
         self.collectors: dict[int, FrameSocket] = {}  # pid -> the controller that asked for it
+        self.to_learn: list[str] = []
         self.wakeup, self.wakeup_write = socket.socketpair()
 
     def run(self) -> int:
@@ -117,56 +134,147 @@ class _Parent:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, _ignore)  # a handler, so that the wake-up fd is written
         signal.set_wakeup_fd(self.wakeup_write.fileno(), warn_on_full_buffer=False)
+        if self.keep:
+            for signum in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signum, self.end_on_signal)
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.reap)
+        deadline = time.monotonic() + _FIRST_CONNECTION_LIMIT
+        served = False
         try:
-            deadline = time.monotonic() + _FIRST_CONNECTION_LIMIT
-            served = False
-            while self.controllers or (not served and time.monotonic() < deadline):
-                for key, _mask in self.selector.select(1.0):
+            while not self.done(served or time.monotonic() > deadline):
+                for key, _mask in self.selector.select(CHECK_INTERVAL if self.keep else 1.0):
                     key.data()
-                served = served or bool(self.controllers)
+                served = served or bool(self.connections)
         finally:
+            self.withdraw()
             processes.kill_children(list(self.collectors))
-            if self.directory is not None:
-                shutil.rmtree(self.directory, ignore_errors=True)
         return 0
 
+    def done(self, served: bool) -> bool:
+        """Whether to end now."""
+        if self.connections:
+            return False
+        if not self.keep:
+            return served
+        if self.ending is None:
+            self.ending = self.keeping.reason_to_end()
+        if self.ending is None and self.to_learn:
+            self.learn()
+        return self.ending is not None
+
+    def end_on_signal(self, signum: int, frame: object) -> None:
+        """End in good order, runs included: whoever asks for the end of this process means it."""
+        self.withdraw()
+        processes.kill_children(list(self.collectors))
+        os._exit(128 + signum)
+
+    def withdraw(self) -> None:
+        """Let no further run find this parent."""
+        if self.keeping.directory is not None:
+            shutil.rmtree(self.keeping.directory, ignore_errors=True)
+
+    # -- connections ---------------------------------------------------------------------------
+
     def accept(self) -> None:
-        sock, _address = self.listener.accept()
+        try:
+            sock, _address = self.listener.accept()
+        except OSError:
+            return
         if peer_uid(sock) not in (None, os.getuid()):
             sock.close()
             return
-        controller = FrameSocket(sock)
-        with contextlib.suppress(OSError):
-            controller.send({"hello": os.getpid(), "preload_failures": self.failures})
-        self.controllers.append(controller)
-        self.selector.register(
-            controller, selectors.EVENT_READ, lambda: self.read_controller(controller)
-        )
+        connection = FrameSocket(sock)
+        self.connections.append(connection)
+        self.selector.register(connection, selectors.EVENT_READ, lambda: self.read(connection))
 
-    def read_controller(self, controller: FrameSocket) -> None:
+    def read(self, connection: FrameSocket) -> None:
         try:
-            frames = controller.read_available()
+            frames = connection.read_available()
         except FrameError:
-            controller.eof, frames = True, []
-        for frame in frames:
-            self.fork_collector(controller, frame)
-        if controller.eof:
-            self.selector.unregister(controller)
-            self.controllers.remove(controller)
-            controller.close()
-            for pid, owner in self.collectors.items():
-                if owner is controller:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            connection.eof, frames = True, []
+        with contextlib.suppress(OSError):  # its end is seen below, or the next time
+            for frame in frames:
+                self.handle(connection, frame)
+        if connection.eof:
+            self.selector.unregister(connection)
+            self.connections.remove(connection)
+            if connection in self.controllers:
+                self.controllers.remove(connection)
+                self.release(connection)
+                self.keeping.last_use = time.monotonic()
+            connection.close()
+
+    def handle(self, connection: FrameSocket, frame: Frame) -> None:
+        message = frame.message
+        if "collect" in message:
+            self.fork_collector(connection, frame)
+        elif "open" in message:
+            connection.send(self.open(connection, float(message["open"]["keep"])))
+        elif "release" in message:
+            self.release(connection)
+            connection.send({"released": True})
+        elif "learn" in message:
+            self.to_learn += message["learn"]
+        elif "status" in message:
+            connection.send({"status": self.status()})
+        elif "stop" in message:
+            self.ending = self.ending or "asked to stop"
+            self.withdraw()
+            connection.send({"stopping": self.status()})
+
+    def open(self, connection: FrameSocket, keep: float) -> dict[str, Any]:
+        """Greet a controller, if it may use this parent."""
+        first = self.uses == 0
+        if self.keep and not first and self.ending is None:
+            changed = self.stamps.changed()
+            if changed is not None:
+                self.ending = f"{changed} has changed"
+        if self.keep and (self.stamps.doubtful or self.preloaded.failures):
+            self.withdraw()
+            if first:
+                self.keep = False  # of use to who had it made, and to nobody else
+            else:
+                self.ending = f"{self.stamps.doubtful} was written while it was loaded"
+        hello: dict[str, Any] = {
+            "hello": os.getpid(),
+            "age": None if first else time.monotonic() - self.keeping.started,
+            "preload_failures": self.preloaded.failures,
+            "scanned": self.preloaded.scanned,
+            "skipped": self.plan.skip,
+            "stale": self.ending,
+        }
+        if self.ending is not None:
+            self.withdraw()
+        else:
+            self.uses += 1
+            self.controllers.append(connection)
+            self.keeping.used(keep)
+        return hello
+
+    def status(self) -> dict[str, Any]:
+        """What there is to know of this parent."""
+        return {
+            "pid": os.getpid(),
+            "age": time.monotonic() - self.keeping.started,
+            "idle": 0.0 if self.controllers else time.monotonic() - self.keeping.last_use,
+            "keep": self.keeping.seconds,
+            "runs": len(self.controllers),
+            "uses": self.uses,
+            "modules": len(sys.modules),
+            "packages": third_party_packages(),
+            "skipped": self.plan.skip,
+            "project": self.plan.project,
+        }
+
+    # -- collectors ----------------------------------------------------------------------------
 
     def fork_collector(self, controller: FrameSocket, frame: Frame) -> None:
         connection, stderr = frame.fds
         parent_pid = os.getpid()
         pid = processes.fork()
         if pid == 0:
-            self.become_collector(parent_pid, connection, stderr, frame.message)
+            self.become_collector(parent_pid, connection, stderr, frame.message["collect"])
         os.close(connection)
         os.close(stderr)
         self.collectors[pid] = controller
@@ -179,16 +287,20 @@ class _Parent:
         status = 70  # EX_SOFTWARE of sysexits.h
         try:
             processes.die_with(parent_pid)
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                if signal.getsignal(signum) is not signal.SIG_IGN:
+                    signal.signal(signum, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.selector.close()
             self.listener.close()
             self.wakeup.close()
             self.wakeup_write.close()
-            for controller in self.controllers:
-                controller.close()
+            for each in self.connections:
+                each.close()
             os.dup2(stderr, 2)
             os.close(stderr)
+            # What imports have set is part of what the suite would find after its own.
+            request["environ"] = {**request["environ"], **self.preloaded.environ}
             from pytest_forkd.parent.collector import run_collector
 
             status = run_collector(FrameSocket(socket.socket(fileno=connection)), request)
@@ -201,6 +313,14 @@ class _Parent:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(status)
+
+    def release(self, controller: FrameSocket) -> None:
+        """End what a controller has started, wherever it has gone."""
+        pids = [pid for pid, owner in self.collectors.items() if owner is controller]
+        for pid in pids:
+            self.collectors.pop(pid)
+        # Collectors adopt what their workers leave behind, and this process adopts it from them.
+        processes.kill_children(pids, spare=self.collectors)
 
     def reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -217,6 +337,25 @@ class _Parent:
             if controller is not None and controller in self.controllers:
                 with contextlib.suppress(OSError):
                     controller.send({"exited": pid, "status": status})
+
+    def learn(self) -> None:
+        """Import what the last run has imported, now that nobody waits for this process."""
+        names, self.to_learn = self.to_learn, []
+        own_path, own_environ = list(sys.path), dict(os.environ)
+        sys.path[:0] = self.plan.path
+        gc.unfreeze()
+        try:
+            learn(names, self.plan)
+        except Unsafe as exc:
+            self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
+        sys.path[:] = own_path
+        self.preloaded.environ.update(
+            {k: v for k, v in os.environ.items() if own_environ.get(k) != v}
+        )
+        gc.freeze()
+        self.stamps.take()
+        if self.stamps.doubtful:
+            self.ending = f"{self.stamps.doubtful} was written while it was loaded"
 
 
 def _ignore(signum: int, frame: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Container
 from typing import Any
 
 from pytest_forkd.parent.adapters import adapted_fds
@@ -65,6 +66,6 @@ class Watch:
             findings.append(Finding("a temporary directory was made during collection"))
         return findings
 
-    def modules(self, config: Any) -> list[str]:
-        """The third-party modules that were imported since."""
-        return third_party_modules(self._modules_before, config)
+    def modules(self, config: Any, exclude: Container[str]) -> list[str]:
+        """The third-party modules that were imported since, less the project's own packages."""
+        return third_party_modules(self._modules_before, config, exclude)

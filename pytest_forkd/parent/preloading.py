@@ -1,0 +1,138 @@
+"""Importing what suites import, ahead of them, and only what is the same for that.
+
+What a suite imports later anyway may be imported early if nobody can tell the difference: a module
+that warns, starts a thread, opens a connection or seeds a global generator while it is imported
+does something that belongs into each worker. The parent cannot take such an import back, so it
+starts anew without that module, and says which one it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import platform
+import random
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from _pytest.outcomes import OutcomeException
+
+from pytest_forkd.parent.preload import installed_modules, named_modules
+from pytest_forkd.parent.resources import OpenFiles, resource_findings
+from pytest_forkd.snapshots.plan import Plan
+
+__all__ = ["Preloaded", "Unsafe", "learn", "preload"]
+
+#: Categories of warnings that Python and pytest ignore by default.
+_IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
+
+
+@dataclass
+class Preloaded:
+    """What came of a plan.
+
+    :ivar failures: for each module that was asked for and failed to import, why.
+    :ivar scanned: the third-party modules that are loaded because test files name them.
+    :ivar environ: variables that imports have set.
+    """
+
+    failures: dict[str, str]
+    scanned: list[str]
+    environ: dict[str, str]
+
+
+class Unsafe(Exception):
+    """A module did something while it was imported that belongs into each worker.
+
+    :ivar package: its top-level package.
+    """
+
+    def __init__(self, package: str, reason: str) -> None:
+        super().__init__(reason)
+        self.package = package
+
+
+def preload(plan: Plan) -> Preloaded:
+    """Import pytest with its usual company, then what the plan says.
+
+    :raises Unsafe: if a module that nobody asked for turns out to be none to import early.
+    """
+    import xdist
+
+    import pytest_forkd
+
+    for name in ("_pytest.junitxml", "xdist.plugin", "pytest_forkd.parent.collector"):
+        importlib.import_module(name)
+    # Each worker tells xdist its platform; finding out takes a subprocess, once.
+    platform.platform()
+    # pytest warns that it cannot rewrite the assertions of plugins that are loaded already, unless
+    # their docstring says that they do without (documented at "Assertion Rewriting").
+    for module in (xdist, pytest_forkd):
+        module.__doc__ = f"{module.__doc__ or ''}\nPYTEST_DONT_REWRITE"
+    own_path, own_environ = list(sys.path), dict(os.environ)
+    sys.path[:0] = plan.path
+    os.chdir(plan.cwd)
+    failures = {}
+    with warnings.catch_warnings():
+        # A suite's own filters decide what its imports may warn about; they are not known yet.
+        warnings.simplefilter("ignore")
+        for name in plan.preload:
+            try:
+                importlib.import_module(name)
+            except (Exception, SystemExit, OutcomeException) as exc:
+                failures[name] = f"{type(exc).__name__}: {exc}"
+    scanned: list[str] = []
+    if not failures:
+        learn(plan.learnt, plan)
+        if plan.scan is not None:
+            before = set(sys.modules)
+            learn(named_modules(plan.scan, [], plan.exclude), plan)
+            scanned = installed_modules(before)
+    os.chdir("/")
+    sys.path[:] = own_path
+    changed = {k: v for k, v in os.environ.items() if own_environ.get(k) != v}
+    return Preloaded(failures, scanned, changed)
+
+
+def learn(names: list[str], plan: Plan) -> None:
+    """Import modules that the suite will import, as long as that makes no difference to it.
+
+    :raises Unsafe: at the first one that does.
+    """
+    if "*" in plan.skip:
+        return
+    files = OpenFiles()
+    seeds = random.getstate()
+    package = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for category in _IGNORED_WARNINGS:
+            warnings.simplefilter("ignore", category)
+        for name in names:
+            top = name.partition(".")[0]
+            if name in sys.modules or top in plan.skip or top in plan.exclude:
+                continue
+            if package not in ("", top):
+                _check(package, files, seeds, caught)
+            package = top
+            # One that fails is left for the suite to fail on. Skipped and Exit of pytest are
+            # BaseExceptions; a module may raise them, too.
+            with contextlib.suppress(Exception, SystemExit, OutcomeException):
+                importlib.import_module(name)
+        if package:
+            _check(package, files, seeds, caught)
+
+
+def _check(
+    package: str, files: OpenFiles, seeds: object, caught: list[warnings.WarningMessage] | Any
+) -> None:
+    if caught:
+        raise Unsafe(package, f"warns when it is imported: {caught[0].message}")
+    findings = resource_findings(files, ())
+    if findings:
+        raise Unsafe(package, f"when it is imported, {findings[0].what}")
+    if random.getstate() != seeds:
+        raise Unsafe(package, "seeds or draws random numbers when it is imported")

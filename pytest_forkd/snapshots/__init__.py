@@ -1,0 +1,1 @@
+"""Parents at rest: what identifies one, and where kept ones are found."""

@@ -1,0 +1,49 @@
+"""What a parent is to import: written by a controller, read by the parent."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+__all__ = ["Plan"]
+
+
+@dataclass
+class Plan:
+    """What a parent is to import.
+
+    :ivar preload: modules that the user has asked for.
+    :ivar path: where to look for modules first.
+    :ivar cwd: the directory that pytest was started in.
+    :ivar project: the suite's root directory and ini file; parents are kept for one project.
+    :ivar learnt: modules that the suite's collection imported last time.
+    :ivar scan: paths whose test files and conftests are looked at for more; ``None`` if all is
+        learnt.
+    :ivar exclude: top-level packages that are the project's own, wherever they are installed.
+    :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` stands
+        for all.
+    """
+
+    preload: list[str] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+    cwd: str = "/"
+    project: str = ""
+    learnt: list[str] = field(default_factory=list)
+    scan: list[str] | None = None
+    exclude: list[str] = field(default_factory=list)
+    skip: dict[str, str] = field(default_factory=dict)
+
+    def write(self, fd: int) -> None:
+        """Write the plan to an open file.
+
+        :raises OSError: if it does not take it.
+        """
+        data = json.dumps(asdict(self)).encode("ascii")
+        while data:
+            data = data[os.write(fd, data) :]
+
+    @classmethod
+    def read(cls, fd: int) -> Plan:
+        """The plan in an open file, whose position is left alone."""
+        return cls(**json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))

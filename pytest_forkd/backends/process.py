@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout as FileLockTimeout
-
 from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
@@ -115,7 +113,7 @@ class ProcessBackend(Backend):
         if self._keep:
             try:
                 self._start_kept()
-            except (StoreError, FileLockTimeout, OSError) as exc:
+            except (StoreError, OSError) as exc:
                 self._keep = 0.0
                 self._origin += f" and not kept: {exc}"
         if not self._keep:
@@ -133,8 +131,11 @@ class ProcessBackend(Backend):
         self._store = store = Store.find()
         store.prepare()
         mark = fingerprint(plan.project, plan.preload, plan.path, os.environ)
+        self._control = store.connect(mark)
+        if self._control is not None:
+            return
         with store.lock():
-            self._control = store.connect(mark)
+            self._control = store.connect(mark)  # another run may have been faster
             if self._control is None:
                 entry = store.make_entry(mark)
                 try:

@@ -16,10 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock
+from typing import TYPE_CHECKING
 
 from pytest_forkd.channel.frames import FrameSocket, peer_uid
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = ["MAX_DIRECTORY_LENGTH", "Store", "StoreError", "temporary_directory"]
 
@@ -80,8 +82,13 @@ class Store:
         if found.st_mode & 0o077:
             raise StoreError(f"others may look into {self.directory}; its mode is to be 0700")
 
-    def lock(self) -> FileLock:
-        """To be held while a parent is looked for or made, so that there is one of each."""
+    def lock(self) -> BaseFileLock:
+        """To be held while a parent is made, so that there is one of each.
+
+        It raises :exc:`OSError` (a :exc:`TimeoutError`) when others take too long.
+        """
+        from filelock import FileLock  # importing it takes a while; most runs find a parent
+
         return FileLock(self.directory / "lock", timeout=_LOCK_TIMEOUT)
 
     def make_entry(self, fingerprint: str) -> Path:

@@ -68,6 +68,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     options.suite = options.suite or (list(PRESET) if options.preset else suites)
+    if options.suite == suites and options.runner and "forkd" not in options.runner:
+        options.suite.remove(TEN_RUNS)  # no other makes parents
     options.runner = options.runner or list(RUNNERS)
     counts = options.workers or ([2, 4] if options.quick else [2, 4, 8])
     options.workers = dict.fromkeys(suites, counts)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 from environments import Environment, InstallError, ensure
@@ -69,6 +70,10 @@ class Together:
     def parents(self) -> int:
         """How many parents were made, as far as any of the ways to count them could tell."""
         return max(self.started, self.listed or 0, self.kept)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all fields and the number of parents."""
+        return {"parents": self.parents, **asdict(self)}
 
 
 class ParentWatch:
@@ -215,7 +220,7 @@ def main(arguments: list[str]) -> int:
         rounds = list(measure(environment, session, options.repeat))
     print(table(rounds))
     if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in rounds], indent=1) + "\n")
+        options.json.write_text(json.dumps([one.as_json() for one in rounds], indent=1) + "\n")
     return int(any(one.problems or one.parents != 1 for one in rounds))
 
 

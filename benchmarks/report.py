@@ -180,7 +180,7 @@ def as_json(results: Results, facts: Mapping[str, Any]) -> dict[str, Any]:
             }
             for name, cases in results.suites.items()
         },
-        concurrent_runs.NAME: [asdict(one) for one in results.together],
+        concurrent_runs.NAME: [one.as_json() for one in results.together],
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from measure import Case
+from suites import RECIPES
 
 MEGA = 1e6
 
@@ -29,17 +30,55 @@ def median(case: Case | None) -> float | None:
     return statistics.median(case.seconds) if case and case.seconds else None
 
 
+def controller_cpu(case: Case | None) -> float | None:
+    """Return the median of the controller's own processor time in a case's counted runs."""
+    parallel = case is not None and case.runner.parallel
+    return statistics.median(case.cpu_s) if case and parallel and case.cpu_s else None
+
+
+def times_best(case: Case | None) -> float | None:
+    """Return a case's median over the best wall time possible, None where that is not known."""
+    best_s = case.suite.best_s if case else None
+    return ratio(median(case), best_s(case.workers)) if case and best_s else None
+
+
 def ratio(over: float | None, under: float | None) -> float | None:
     """Return `over / under`, None where either is unknown."""
     return over / under if over is not None and under else None
 
 
 class Table:
-    """The cases of one suite, found by runner and worker count."""
+    """The cases of one suite, found by runner and worker count; its parts by their name, too."""
 
     def __init__(self, cases: Iterable[Case]) -> None:
-        """Index `cases`, which are all of one suite."""
-        self._cases = {(case.runner.name, case.workers): case for case in cases}
+        """Index `cases`, which are all of one suite and its parts."""
+        whole, self._parts = {}, {}
+        for case in cases:
+            if RECIPES[case.suite.name].part_of:
+                self._parts[case.suite.name, case.runner.name, case.workers] = case
+            else:
+                whole[case.runner.name, case.workers] = case
+        self._cases = whole
+
+    def case(self, runner: str, workers: int) -> Case | None:
+        """Return a runner's case, None where there is none."""
+        return self._cases.get((runner, workers))
+
+    def part(self, name: str, runner: str, workers: int) -> Case | None:
+        """Return a runner's case of a part of the suite, None where there is none."""
+        return self._parts.get((name, runner, workers))
+
+    def cpu_per_test(self, part: str, runner: str, workers: int) -> float | None:
+        """Return the controller's processor seconds a test, beyond those of the part `part`.
+
+        The part is the same suite with fewer tests: what both take is start-up.
+        """
+        whole, fewer = self.case(runner, workers), self.part(part, runner, workers)
+        above, below = controller_cpu(whole), controller_cpu(fewer)
+        if above is None or below is None or whole is None or fewer is None:
+            return None
+        tests = (whole.suite.expected or 0) - (fewer.suite.expected or 0)
+        return (above - below) / tests if tests > 0 else None
 
     def runners(self) -> list[str]:
         """Return the names of the parallel runners, in table order."""
@@ -77,6 +116,7 @@ class Table:
         pairs = (
             ("forkd 4 / sequential", ("forkd", 4), ("sequential", 1)),
             ("forkd 4 / xdist -n4", ("forkd", 4), ("xdist", 4)),
+            ("forkd 4 / forkd-first 4", ("forkd", 4), ("forkd-first", 4)),
             ("forkd 8 / forkd 2", ("forkd", 8), ("forkd", 2)),
             ("xdist -n8 / xdist -n2", ("xdist", 8), ("xdist", 2)),
         )

@@ -2,24 +2,28 @@
 
 In: a case (a suite, a runner, a worker count). Out: seconds, and in words what was wrong, if
 anything. A run counts only if it ended in time, with exit code 0, with the expected number of
-passed tests, and left no process of its own group behind.
+passed tests, and left no process of its own group behind. What a runner keeps for its next run is
+in a session, and so in a group, of its own.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from environments import Environment
 from layout import WORK
 from memory import Peak, Sampler
-from processes import Finished, clean_environment, run
+from processes import Finished, clean_environment, kept, run
 from runners import Runner
 from suites import Suite
 
 SUMMARY = re.compile(r"\b\d+ (?:passed|failed|error|skipped|xfailed|deselected)\b.* in [\d.]+ ?s")
 COUNT = re.compile(r"(\d+) (passed|failed|errors?)\b")
+SETTLE_S = 1.0  # how long what a runner keeps may take to be alone again
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -31,6 +35,9 @@ class Case:
     problems: what was wrong with runs, in words; such runs are not counted among `seconds`.
     given_up: the first run failed, so no more were made.
     remarks: what the runner said of its own accord, such as that it works in a slower way.
+    cpu_s: of each run among `seconds`, the processor time of the controller alone, in seconds.
+    remade: how many of the runs in `seconds` did not find what the runner keeps between runs, or
+    replaced it.
     peak: peak memory of one separate run, None where none was made.
     """
 
@@ -43,6 +50,8 @@ class Case:
     problems: list[str] = field(default_factory=list)
     given_up: bool = False
     remarks: set[str] = field(default_factory=set)
+    cpu_s: list[float] = field(default_factory=list)
+    remade: int = 0
     peak: Peak | None = None
 
     @property
@@ -51,20 +60,25 @@ class Case:
         return f"{self.suite.name}: {self.runner.name} {self.workers}"
 
 
-def mark_of(session: str, runner: Runner) -> str:
-    """Return the mark of a runner's processes, the same for all its runs in one session."""
-    return f"{session}-{runner.name}"
+def mark_of(session: str, case: Case) -> str:
+    """Return the mark of a runner's processes on one suite, the same for all runs of a session.
+
+    A process that one run keeps for the next bears the mark of the run that made it. It is counted
+    in the next one's memory by this, and the environment, in which the mark is, is the same.
+    """
+    return f"{session}-{case.runner.name}-{case.suite.name}"
 
 
-def run_case(
-    case: Case, session: str, expected: int | None, *, sample: bool = False
-) -> float | None:
+def run_case(case: Case, session: str, *, count: bool = True, sample: bool = False) -> float | None:
     """Run `case` once; return its seconds, or None after adding to `case.problems`.
 
-    `expected` is the number of tests that must pass, None for any.
+    With `count`, what was measured is added to the case's lists.
     With `sample` the run's peak memory goes to `case.peak`; its time is then worth nothing.
     """
-    mark = mark_of(session, case.runner)
+    mark = mark_of(session, case)
+    if case.runner.forgets:
+        forget(case.suite.folder, case.runner.forgets)
+    there = kept(mark) if case.runner.stop else set()
     sampler = Sampler(mark) if sample else None
     done = run(
         case.runner.command(case.environment.python, case.workers),
@@ -77,11 +91,35 @@ def run_case(
     if sampler:
         case.peak = sampler.stop()
     case.remarks.update(remarks(done.output))
-    problem = judge(done, expected, case.suite.limit_s)
+    problem = judge(done, case.suite.expected, case.suite.limit_s)
     if problem:
         case.problems.append(problem)
         return None
+    if count:
+        case.seconds.append(done.seconds)
+        if done.cpu_s is not None:
+            case.cpu_s.append(done.cpu_s)
+        case.remade += bool(case.runner.stop) and not (there and _settles(mark, there))
     return done.seconds
+
+
+def forget(folder: Path, pattern: str) -> None:
+    """Remove the files and folders below `folder` that a glob pattern names."""
+    for path in list(folder.glob(pattern)):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _settles(mark: str, there: set[int]) -> bool:
+    """Tell whether, soon after a run, exactly the processes are kept that were before it."""
+    end = time.monotonic() + SETTLE_S
+    while kept(mark) != there:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def log_of(case: Case) -> Path:
@@ -95,7 +133,7 @@ def judge(done: Finished, expected: int | None, limit_s: float) -> str:
         return f"no end after {limit_s:.0f} s"
     counts = outcome_counts(done.output)
     if done.exit_code:
-        said = summary_line(done.output) or last_line(done.output)
+        said = summary_line(done.output) or error_line(done.output) or last_line(done.output)
         return f"exit code {done.exit_code}: {said}"
     if counts.get("passed", 0) != expected and expected is not None:
         return f"{counts.get('passed', 0)} tests passed instead of {expected}"
@@ -120,6 +158,12 @@ def remarks(output: str) -> list[str]:
     """Return the lines in which forkd says that this suite gets less than it could."""
     lines = (COLOUR.sub("", line).strip() for line in output.splitlines())
     return [line for line in lines if line.startswith("forkd: ")]
+
+
+def error_line(output: str) -> str:
+    """Return the line in which a program says what is wrong with its options, or nothing."""
+    lines = (COLOUR.sub("", line).strip() for line in output.splitlines())
+    return next((line[:160] for line in lines if ": error: " in line), "")
 
 
 def last_line(output: str) -> str:

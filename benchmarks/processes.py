@@ -1,9 +1,9 @@
 """Starting one command so that everything it leaves behind can be found and ended.
 
 In: a command line, a working directory, a time limit in seconds. Out: how long it took on the
-wall clock, its exit code, the end of its output. Each command gets a session and process group
-of its own, and an environment variable, `BENCHMARK_RUN`, that its descendants inherit: a process
-that detached itself is found by it.
+wall clock, what processor time its first process took itself, its exit code, the end of its
+output. Each command gets a session and process group of its own, and an environment variable,
+`BENCHMARK_RUN`, that its descendants inherit: a process that detached itself is found by it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,18 @@ from pathlib import Path
 import psutil
 
 MARK = "BENCHMARK_RUN"
-UNSET = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED", "PYTEST_ADDOPTS", "PYTHONPATH")
+UNSET = (
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONUNBUFFERED",
+    "PYTEST_ADDOPTS",
+    "PYTHONPATH",
+    "CI",  # pytest prints more, and forkd keeps no parent
+    "BUILD_NUMBER",  # as CI, to pytest
+)
 TERMINATE_GRACE_S = 3.0  # from SIGTERM to SIGKILL
 LINGER_GRACE_S = 2.0  # how long members of the group may outlive their leader unremarked
 TAIL_CHARACTERS = 200_000
+PF_FORKNOEXEC = 0x40  # of the flags in proc_pid_stat(5); include/linux/sched.h
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Finished:
     seconds: wall time from just before the start to the reaped end. exit_code: negative for a
     signal. timed_out: it was ended by the time limit. lingered: members of its process group
     outlived it and had to be ended. output: the end of stdout and stderr together.
+    cpu_s: user and system time of the started process alone, without its children, in seconds;
+    None where the system does not tell.
     """
 
     seconds: float
@@ -41,6 +51,7 @@ class Finished:
     timed_out: bool
     lingered: bool
     output: str
+    cpu_s: float | None = None
 
 
 def clean_environment(mark: str, folder: Path, **extra: str) -> dict[str, str]:
@@ -87,8 +98,13 @@ def run(
         try:
             if started is not None:
                 started(process.pid)
-            exit_code = process.wait()
+            if hasattr(os, "waitid"):
+                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, not yet reaped
+            else:
+                process.wait()
             seconds = time.perf_counter() - begin
+            cpu_s = own_cpu(process.pid)
+            exit_code = process.wait()
         except BaseException:  # such as an interrupt from the keyboard
             process.kill()
             process.wait()  # reaped first: the group would seem alive with it
@@ -101,7 +117,32 @@ def run(
     if lingered:
         end_group(process.pid)
     text = log.read_bytes().decode(errors="replace")[-TAIL_CHARACTERS:]
-    return Finished(seconds, exit_code, timed_out.is_set(), lingered, text)
+    return Finished(seconds, exit_code, timed_out.is_set(), lingered, text, cpu_s)
+
+
+def own_cpu(pid: int) -> float | None:
+    """Return a process's user and system time in seconds, its children's left out.
+
+    Linux tells it of a process that has ended, too, until it is reaped; its clock ticks are of
+    10 ms. None where it is not told.
+    """
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def has_execed(pid: int) -> bool:
+    """Tell whether a process has begun a program of its own, rather than be another's fork."""
+    fields = _stat(pid)
+    return bool(fields) and not int(fields[6]) & PF_FORKNOEXEC
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of `/proc/PID/stat` after the program's name, none where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
 
 
 def marked(mark: str, known: Iterable[int] = ()) -> list[psutil.Process]:
@@ -120,6 +161,21 @@ def marked(mark: str, known: Iterable[int] = ()) -> list[psutil.Process]:
             if value == mark or (mark.endswith("*") and value.startswith(mark[:-1])):
                 found.append(process)
     return found
+
+
+def kept(mark: str) -> set[int]:
+    """Return the ids of the processes that bear `mark` and were not started by one that does.
+
+    Between two runs these are the processes that the earlier one has left on purpose: what is
+    forked from them is not counted.
+    """
+    found = {process.pid: process for process in marked(mark)}
+    roots = set()
+    for pid, process in found.items():
+        with contextlib.suppress(psutil.Error):
+            if process.ppid() not in found and process.status() != psutil.STATUS_ZOMBIE:
+                roots.add(pid)
+    return roots
 
 
 def end_processes(processes: list[psutil.Process]) -> None:

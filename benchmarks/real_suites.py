@@ -19,10 +19,11 @@ from layout import HERE, WORK
 from measure import last_line, remarks, summary_line
 from processes import clean_environment, end_processes, marked, run
 from progress import Progress, showing
-from report import machine, markdown_table, number
+from report import machine
 from runners import XDIST
 from session import exclusive
 from suites import EMPTY_INI
+from tables import markdown_table, number
 
 FOLDER = WORK / "real"
 SUITES = ("numpy.linalg", "pandas.tests.series", "sklearn.cluster")

@@ -20,10 +20,11 @@ from environments import Environment, InstallError, ensure
 from layout import WORK
 from measure import last_line, summary_line
 from processes import clean_environment, end_processes, marked, run
-from report import machine, markdown_table, number
+from report import machine
 from runners import RUNNERS, Runner
 from session import exclusive
 from suites import EMPTY_INI, clear_caches, requirements, write_files
+from tables import markdown_table, number
 
 LIMIT_S = 240.0
 EVENTS = "events.jsonl"

@@ -2,7 +2,8 @@
 
 In: a runner's name and a worker count. Out: the requirements of its virtual environment and
 the command line, as a list. Every runner is asked for its short output (`-q`) and otherwise
-left at its defaults.
+left at its defaults. What it keeps from one run to the next (durations, a parent) it may use,
+unless it stands here once more under a name that says that it must not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ class Runner:
     checkout: whether the environment holds this checkout.
     parallel: False for the one that knows no worker count.
     command: from the environment's Python and a worker count to a command line.
+    stop: from the environment's Python to the command line that ends the processes it keeps
+    between runs; None for a runner that keeps none.
+    forgets: what is removed from the suite's folder before each run, as a glob pattern.
+    suites: the only suites that it is for; empty for all.
     """
 
     name: str
@@ -32,6 +37,9 @@ class Runner:
     command: Command
     checkout: bool = False
     parallel: bool = True
+    stop: Callable[[Path], list[str]] | None = None
+    forgets: str = ""
+    suites: tuple[str, ...] = ()
 
 
 def _pytest(*options: str) -> Command:
@@ -59,6 +67,16 @@ def _rstest(*options: str) -> Command:
     return command
 
 
+def stop_forkd(python: Path) -> list[str]:
+    """Return the command line that ends all kept parents of the runtime directory."""
+    return [str(python.with_name("pytest-forkd")), "stop", "--all"]
+
+
+def forkd_status(python: Path) -> list[str]:
+    """Return the command line that lists them, one a line."""
+    return [str(python.with_name("pytest-forkd")), "status"]
+
+
 XDIST = ("pytest", "pytest-xdist")
 
 RUNNERS: dict[str, Runner] = {
@@ -79,6 +97,14 @@ RUNNERS: dict[str, Runner] = {
             "xdist",
             XDIST,
             _pytest("-n", "{n}", "--dist", "worksteal"),
+        ),
+        Runner(
+            "xdist-loadscope",
+            "pytest-xdist, `--dist loadscope`",
+            "xdist",
+            XDIST,
+            _pytest("-n", "{n}", "--dist", "loadscope"),
+            suites=("module_fixture",),
         ),
         Runner(
             "zygote",
@@ -104,11 +130,21 @@ RUNNERS: dict[str, Runner] = {
         ),
         Runner(
             "forkd",
-            "this checkout; every run makes its own parent",
+            "this checkout, as on a second run: a parent is kept, durations are known",
             "forkd",
             XDIST,
             _pytest("-p", "forkd", "--forkd-workers", "{n}"),
             checkout=True,
+            stop=stop_forkd,
+        ),
+        Runner(
+            "forkd-first",
+            "this checkout, as on a first run: nothing is kept, nothing known",
+            "forkd",
+            XDIST,
+            _pytest("-p", "forkd", "--forkd-workers", "{n}", "--forkd-keep=0"),
+            checkout=True,
+            forgets=".pytest_cache/**/*forkd*",
         ),
     )
 }

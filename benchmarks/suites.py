@@ -1,8 +1,9 @@
 """The suites that the runners run, each written to a folder by code, the same bytes every time.
 
-In: a suite's name, and whether the small variant is wanted. Out: a folder with a `pytest.ini`
-of its own (so that no configuration above it counts), the requirements that the suite's tests
-import, and how many tests must pass.
+In: a suite's name, a runner's name, and whether the small variant is wanted. Out: a folder with
+a `pytest.ini` of its own (so that no configuration above it counts), the requirements that the
+suite's tests import, and how many tests must pass. Each runner has a copy of its own, so that
+what one keeps there (durations, last failures, bytecode) is never another's.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from imports import without_imports_of
 from layout import EXAMPLES, WORK
 
 EMPTY_INI = "[pytest]\n"
 SCIENCE = ("numpy", "pandas", "scikit-learn")
+SCIENCE_MODULES = frozenset({"numpy", "pandas", "sklearn"})
 CACHES = ("__pycache__", ".pytest_cache", ".rstest_cache", ".hypothesis")
 
 Files = dict[str, bytes]
@@ -29,26 +32,32 @@ class SuiteUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite on disk.
+    """A suite on disk, in one runner's copy.
 
     name: as in `--suite`. folder: where its tests are; runners start there.
     expected: how many tests must pass, or None where only a plain run can tell.
     limit_s: seconds after which one run is given up.
-    repeat_limit: at most so many timed runs (None: as many as asked for).
     memory: whether a separate run samples the memory of this suite.
+    best_s: from a worker count to the wall seconds that no runner can do better than, where the
+    tests do nothing but sleep for known times.
     """
 
     name: str
     folder: Path
     expected: int | None
     limit_s: float
-    repeat_limit: int | None = None
     memory: bool = False
+    best_s: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make a suite: a sentence for people, and a function from `quick` to its parts."""
+    """How to make a suite: a sentence for people, and a function from `quick` to its parts.
+
+    repeat_limit: at most so many timed runs (None: as many as asked for).
+    part_of: the suite in whose rounds it runs, for one that is only measured beside another.
+    plain: of a part, that plain pytest alone runs it; else the parallel runners do.
+    """
 
     summary: str
     files: Callable[[bool], Files]
@@ -56,21 +65,35 @@ class Recipe:
     limit_s: float
     repeat_limit: int | None = None
     memory: bool = False
+    best_s: Callable[[bool, int], float] | None = None
+    part_of: str = ""
+    plain: bool = False
 
 
-def build(name: str, *, quick: bool = False) -> Suite:
-    """Write the suite `name` below the work folder, unless it is there already, and describe it."""
+def build(name: str, runner: str, *, quick: bool = False) -> Suite:
+    """Write a runner's copy of the suite `name`, unless it is there already, and describe it."""
     recipe = RECIPES[name]
-    folder = WORK / "suites" / (f"{name}-quick" if quick else name)
+    folder = WORK / "suites" / runner / (f"{name}-quick" if quick else name)
     write_files(folder, recipe.files(quick))
+    best_s = recipe.best_s
     return Suite(
         name=name,
         folder=folder,
         expected=recipe.expected(quick),
         limit_s=recipe.limit_s,
-        repeat_limit=recipe.repeat_limit,
         memory=recipe.memory,
+        best_s=None if best_s is None else lambda workers: best_s(quick, workers),
     )
+
+
+def whole() -> list[str]:
+    """Return the names of the suites that can be asked for."""
+    return [name for name, recipe in RECIPES.items() if not recipe.part_of]
+
+
+def with_parts(name: str) -> list[str]:
+    """Return the suite's name and those of the parts that run in its rounds."""
+    return [name, *(part for part, recipe in RECIPES.items() if recipe.part_of == name)]
 
 
 def requirements() -> tuple[str, ...]:
@@ -127,6 +150,18 @@ def _ml(quick: bool) -> Files:
     return files
 
 
+def _ml_floor(quick: bool) -> Files:
+    files = _ml(quick)
+    sources = {name: text.decode() for name, text in files.items() if name.endswith(".py")}
+    tests = {name for name in sources if Path(name).name.startswith("test_")}
+    return without(files, tests - without_imports_of(SCIENCE_MODULES, sources))
+
+
+def without(files: Files, names: set[str]) -> Files:
+    """Return `files` less those named."""
+    return {name: content for name, content in files.items() if name not in names}
+
+
 def without_forkd(ini: str) -> str:
     """Return a `pytest.ini` less the lines and the default arguments that are forkd's."""
     parser = configparser.ConfigParser(interpolation=None)
@@ -166,13 +201,27 @@ def _tiny(quick: bool) -> Files:
     return _encode(**{f"test_tiny_{i:03}": tests for i in range(_tiny_files(quick))})
 
 
+def _tiny_one(quick: bool) -> Files:
+    del quick
+    return _encode(test_tiny_000="def test_000():\n    assert 0 + 1 == 1\n")
+
+
 def _one_long_short_tests(quick: bool) -> int:
     return 40 if quick else 200
 
 
+def _one_long_long_s(quick: bool) -> float:
+    return 1.0 if quick else 5.0
+
+
+def _one_long_best_s(quick: bool, workers: int) -> float:
+    long_s = _one_long_long_s(quick)
+    return max(long_s, (0.05 * _one_long_short_tests(quick) + long_s) / workers)
+
+
 def _one_long(quick: bool) -> Files:
     count = _one_long_short_tests(quick)
-    long_s = 1.0 if quick else 5.0
+    long_s = _one_long_long_s(quick)
     text = "import time\n\n\n"
     text += "".join(f"def test_short_{i:03}():\n    time.sleep(0.05)\n\n\n" for i in range(count))
     text += f"def test_long():\n    time.sleep({long_s})\n"
@@ -181,6 +230,10 @@ def _one_long(quick: bool) -> Files:
 
 def _module_fixture_modules(quick: bool) -> int:
     return 8 if quick else 40
+
+
+def _module_fixture_best_s(quick: bool, workers: int) -> float:
+    return _module_fixture_modules(quick) * (0.3 + 10 * 0.01) / workers
 
 
 MODULE_FIXTURE = """\
@@ -237,6 +290,14 @@ RECIPES: dict[str, Recipe] = {
         limit_s=120,
         memory=True,
     ),
+    "ml_floor": Recipe(
+        "the test files of ml that need none of its libraries: the floor, under plain pytest",
+        _ml_floor,
+        lambda quick: None,
+        limit_s=120,
+        part_of="ml",
+        plain=True,
+    ),
     "tiny": Recipe(
         "10,000 trivial tests in 100 files",
         _tiny,
@@ -244,19 +305,26 @@ RECIPES: dict[str, Recipe] = {
         limit_s=240,
         memory=True,
     ),
+    "tiny_one": Recipe(
+        "tiny cut to its first test: what start-up takes",
+        _tiny_one,
+        lambda quick: 1,
+        limit_s=120,
+        part_of="tiny",
+    ),
     "one_long": Recipe(
         "200 tests of 50 ms and, placed last, one of 5 s",
         _one_long,
         lambda quick: 1 + _one_long_short_tests(quick),
         limit_s=120,
-        repeat_limit=3,
+        best_s=_one_long_best_s,
     ),
     "module_fixture": Recipe(
         "40 modules, each with a module fixture of 0.3 s and ten tests of 10 ms",
         _module_fixture,
         lambda quick: 10 * _module_fixture_modules(quick),
         limit_s=120,
-        repeat_limit=3,
+        best_s=_module_fixture_best_s,
     ),
     "memory": Recipe(
         "8 tests that hold numpy, pandas and scikit-learn for 2.5 s each",

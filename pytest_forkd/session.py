@@ -178,9 +178,11 @@ class ForkdSession(DSession):
     def _fall_back(self, unsuitable: dict[str, Any]) -> None:
         """The suite cannot share its collection: say why, remember it, go on at level imports."""
         findings = unsuitable["findings"]
-        self.report_line(
-            f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
-        )
+        if self.terminal and self.config.option.verbose >= -1:
+            # With -q, too, unlike report_line(): later runs say it in the header, which -q hides.
+            self.terminal.write_line(
+                f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
+            )
         self._learn(unsuitable["modules"], complete=unsuitable["complete"])
         self.memory.remember_unsuitable(findings, unsuitable["files"])
         self._level_asked = "imports"

@@ -396,6 +396,7 @@ def test_a_controller_that_is_killed_leaves_the_parent_but_nothing_else(
         background.wait_for("started")
         background.process.kill()
         background.process.wait()
+
         def left() -> list[str]:
             return background.left(0)
 

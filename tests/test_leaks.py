@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -81,8 +82,9 @@ def test_replacing_workers_leaks_neither_files_nor_processes(
 
 @linux_only
 @warm_levels
+@pytest.mark.parametrize("keep", [0, 60])
 def test_what_tests_leave_running_is_gone_after_the_run(
-    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch, warm: str
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch, warm: str, keep: int
 ) -> None:
     """Children, daemons that have left the session and the directory, and what ignores signals."""
     monkeypatch.setenv(MARK, str(pytester.path))
@@ -123,9 +125,11 @@ def test_what_tests_leave_running_is_gone_after_the_run(
             os.waitpid(child, 0)
         """,
     )
-    result = run(f"--forkd-warm={warm}")
+    result = run(f"--forkd-warm={warm}", f"--forkd-keep={keep}")
     result.assert_outcomes(passed=5)
-    assert processes_of(str(pytester.path)) == []
+    still = processes_of(str(pytester.path))
+    assert len(still) == (keep > 0), still
+    assert all("pytest_forkd/parent" in line for line in still)
     left = (pytester.path / "left").read_text().split()
     assert len(left) == 5
     assert [pid for pid in left if os.path.exists(f"/proc/{pid}")] == []
@@ -151,7 +155,7 @@ def test_no_file_is_left_in_the_temporary_directory(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv(MARK, str(pytester.path))
     write_suite(pytester, test_it=source)
-    assert run().ret == code
+    assert run("--forkd-keep=0").ret == code
     assert list(temporary.iterdir()) == []
     assert list(runtime.iterdir()) == []
     assert processes_of(str(pytester.path)) == []
@@ -402,14 +406,16 @@ def test_the_parent_talks_to_its_own_user_only(uid: int | None) -> None:
         pytest.skip("only root can be another user")
     address = f"\0pytest-forkd-test-{os.getpid()}-{uid}"  # abstract: no permissions in the way
     program = Path(pytest_forkd.__file__).parent / "parent" / "__main__.py"
-    with socket.socket(socket.AF_UNIX) as listener:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(address)
         listener.listen(4)
-        command = [sys.executable, str(program), f"--listen-fd={listener.fileno()}"]
+        plan = stack.enter_context(tempfile.TemporaryFile())
+        Plan().write(plan.fileno())
+        fds = [listener.fileno(), plan.fileno()]
+        command = [sys.executable, str(program), f"--listen-fd={fds[0]}", f"--plan-fd={fds[1]}"]
         parent = subprocess.Popen(
-            [*command, f"--controller={os.getpid()}"],
-            pass_fds=[listener.fileno()],
-            stdin=subprocess.DEVNULL,
+            [*command, f"--controller={os.getpid()}"], pass_fds=fds, stdin=subprocess.DEVNULL
         )
     try:
         answer = _answer_to(uid, address)
@@ -421,6 +427,7 @@ def test_the_parent_talks_to_its_own_user_only(uid: int | None) -> None:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(address)
                 connection = FrameSocket(sock)
+                connection.send({"open": {"keep": 0}})
                 assert "hello" in connection.receive(30).message
     finally:
         parent.kill()
@@ -440,7 +447,10 @@ def _answer_to(uid: int | None, address: str) -> bytes:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(30)
                 sock.connect(address)
-                os.write(writing, sock.recv(4096))
+                payload = b'{"open": {"keep": 0}}'
+                sock.sendall(struct.pack("!II", len(payload), 0) + payload)
+                with contextlib.suppress(ConnectionError):
+                    os.write(writing, sock.recv(4096))
             status = 0
         os._exit(status)
     os.close(writing)
@@ -468,7 +478,7 @@ def test_a_very_long_temporary_directory_works(
             assert tempfile.gettempdir() == os.environ["TMPDIR"]
         """,
     )
-    result = run()
+    result = run("--forkd-keep=0")
     result.assert_outcomes(passed=1)
     assert list(temporary.glob("pytest-forkd*")) == []
 
@@ -480,6 +490,6 @@ def test_a_temporary_directory_with_odd_characters_works(
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     write_suite(pytester, test_it="def test_it(tmp_path): pass")
-    result = run()
+    result = run("--forkd-keep=0")
     result.assert_outcomes(passed=1)
     assert list(temporary.glob("pytest-forkd*")) == []

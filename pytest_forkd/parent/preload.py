@@ -106,7 +106,9 @@ def named_modules(args: list[str], testpaths: list[str], exclude: Container[str]
     names: dict[str, None] = {}
     for path in _python_files(roots or testpaths or ["."]):
         source = _read(path)
-        if not any(_may_name(line, wanted, exclude) for line in _IMPORT_LINE.findall(source)):
+        # All lines are looked at, to know what parsing is to look for.
+        found = [_may_name(line, wanted, exclude) for line in _IMPORT_LINE.findall(source)]
+        if not any(found):
             continue  # parsing a file costs much more than reading it
         for name in _imports(source):
             if wanted.get(name.partition(".")[0]):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_forkd.settings import parse_workers
-from pytest_forkd.warm import WarmMemory, finding_line
+from pytest_forkd.warm import Modules, WarmMemory, finding_line
 from tests.unit import property_based
 from tests.unit.test_frames import json_values
 
@@ -69,7 +69,7 @@ def test_a_suite_that_nothing_is_known_of_may_share_its_collection() -> None:
         assert known.recall("auto").level == "collection"
         assert known.recall("imports").level == "imports"
         assert known.recall("collection").level == "collection"
-        assert known.recall("auto").modules == []
+        assert known.recall("auto").modules == Modules()
         assert known.recall("auto").finding is None
 
 
@@ -97,14 +97,14 @@ def test_what_is_known_of_a_suite_holds_until_something_changes(tmp_path: Path) 
 
 
 @property_based
-@given(modules=st.lists(st.text()), complete=st.booleans())
-def test_modules_are_remembered(modules: list[str], complete: bool) -> None:
+@given(
+    st.builds(Modules, st.lists(st.text()), st.booleans(), st.dictionaries(st.text(), st.text()))
+)
+def test_modules_are_remembered(modules: Modules) -> None:
     cache = Cache()
-    memory(cache).remember_modules(modules, complete=complete)
+    memory(cache).remember_modules(modules)
     for warm in ("auto", "collection", "imports"):
-        recalled = memory(cache).recall(warm)
-        assert recalled.modules == modules
-        assert recalled.scan != complete
+        assert memory(cache).recall(warm).modules == modules
 
 
 @property_based
@@ -127,7 +127,7 @@ def test_nonsense_in_the_cache_is_as_good_as_nothing(content: dict[str, Any]) ->
     """Somebody may have edited it, or another version may have written it."""
     recalled = memory(Cache(content)).recall("auto")
     assert recalled.level in ("collection", "imports")
-    assert all(isinstance(name, str) for name in recalled.modules)
+    assert all(isinstance(name, str) for name in recalled.modules.names)
     if recalled.finding is not None:
         config: Any = SimpleNamespace(invocation_params=SimpleNamespace(dir=Path.cwd()))
         assert finding_line(recalled.finding, config)

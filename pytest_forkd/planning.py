@@ -38,7 +38,7 @@ def make_plan(config: pytest.Config, namespace: Any, settings: Settings) -> Plan
         scan = [str(directory / path) for path in named] or [str(directory)]
     return Plan(
         preload=settings.preload,
-        path=settings.path,
+        path=[os.path.abspath(entry) for entry in settings.path],
         cwd=str(directory),
         project=f"{config.rootpath}|{config.inipath}",
         learnt=[name for name in known.names if name.partition(".")[0] not in exclude],

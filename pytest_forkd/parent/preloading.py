@@ -24,7 +24,7 @@ from pytest_forkd.parent.preload import installed_modules, named_modules
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
 from pytest_forkd.snapshots.plan import Plan
 
-__all__ = ["Preloaded", "Unsafe", "learn", "preload"]
+__all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
 
 #: Categories of warnings that Python and pytest ignore by default.
 _IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
@@ -36,12 +36,12 @@ class Preloaded:
 
     :ivar failures: for each module that was asked for and failed to import, why.
     :ivar scanned: the third-party modules that are loaded because test files name them.
-    :ivar environ: variables that imports have set.
+    :ivar environ: variables that imports have set: the value before, if any, and after.
     """
 
     failures: dict[str, str]
     scanned: list[str]
-    environ: dict[str, str]
+    environ: dict[str, tuple[str | None, str]]
 
 
 class Unsafe(Exception):
@@ -93,8 +93,16 @@ def preload(plan: Plan) -> Preloaded:
             scanned = installed_modules(before)
     os.chdir("/")
     sys.path[:] = own_path
-    changed = {k: v for k, v in os.environ.items() if own_environ.get(k) != v}
-    return Preloaded(failures, scanned, changed)
+    return Preloaded(failures, scanned, environ_changes(own_environ))
+
+
+def environ_changes(before: dict[str, str]) -> dict[str, tuple[str | None, str]]:
+    """The variables that are not what they were: their values then, if any, and now."""
+    return {
+        name: (before.get(name), value)
+        for name, value in os.environ.items()
+        if before.get(name) != value
+    }
 
 
 def learn(names: list[str], plan: Plan) -> None:

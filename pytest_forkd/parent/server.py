@@ -37,7 +37,13 @@ from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.preload import third_party_packages
-from pytest_forkd.parent.preloading import Preloaded, Unsafe, learn, preload
+from pytest_forkd.parent.preloading import (
+    Preloaded,
+    Unsafe,
+    environ_changes,
+    learn,
+    preload,
+)
 from pytest_forkd.parent.stamps import Stamps
 from pytest_forkd.snapshots.plan import Plan
 
@@ -299,8 +305,12 @@ class _Parent:
                 each.close()
             os.dup2(stderr, 2)
             os.close(stderr)
-            # What imports have set is part of what the suite would find after its own.
-            request["environ"] = {**request["environ"], **self.preloaded.environ}
+            environ = request["environ"]
+            for name, (before, after) in self.preloaded.environ.items():
+                # What imports have set is part of what the suite would find after its own, unless
+                # the controller has set something else since.
+                if environ.get(name) == before:
+                    environ[name] = after
             from pytest_forkd.parent.collector import run_collector
 
             status = run_collector(FrameSocket(socket.socket(fileno=connection)), request)
@@ -349,9 +359,7 @@ class _Parent:
         except Unsafe as exc:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
         sys.path[:] = own_path
-        self.preloaded.environ.update(
-            {k: v for k, v in os.environ.items() if own_environ.get(k) != v}
-        )
+        self.preloaded.environ.update(environ_changes(own_environ))
         gc.freeze()
         self.stamps.take()
         if self.stamps.doubtful:

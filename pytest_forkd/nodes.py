@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +18,7 @@ from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID
+from pytest_forkd.requests import make_request
 from pytest_forkd.warm import Modules
 
 __all__ = ["ForkdNodeManager", "ForkdWorkerController"]
@@ -205,10 +204,12 @@ class ForkdNodeManager(NodeManager):
 
     :param config: the controller's configuration.
     :param backend: started, and closed by :meth:`teardown_nodes`.
+    :param testrunuid: of this run.
     """
 
-    def __init__(self, config: pytest.Config, backend: Backend) -> None:
+    def __init__(self, config: pytest.Config, backend: Backend, testrunuid: str) -> None:
         super().__init__(config)
+        self.testrunuid = testrunuid
         self.backend = backend
         self.events = EventQueue()
         self.nodes: dict[str, ForkdWorkerController] = {}
@@ -244,25 +245,18 @@ class ForkdNodeManager(NodeManager):
 
     def request(self, warm: str, level: str, modules: Modules, exclude: list[str]) -> RunRequest:
         """What the collector has to know about this run; see :class:`RunRequest`."""
-        from xdist.plugin import _sys_path
-
         nodes = list(self.nodes.values())
-        return RunRequest(
-            args=[str(arg) for arg in self.config.invocation_params.args or ()],
-            cwd=os.fspath(self.config.invocation_params.dir),
-            environ=dict(os.environ),
-            sys_path=_sys_path,
-            mainargv=sys.argv,
-            sigint=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
-            nodes=[node.packed_workerinput() for node in nodes],
-            basetemp=nodes[0].basetemp,
-            warm=warm,
-            level=level,
-            modules=modules.names,
-            scan=not modules.complete,
-            exclude=exclude,
-            testpaths=[str(path) for path in self.config.getini("testpaths")],
+        request = make_request(self.config, nodes[0].workerinput)
+        request.nodes = [node.packed_workerinput() for node in nodes]
+        request.basetemp = nodes[0].basetemp
+        request.warm, request.level = warm, level
+        request.modules, request.scan, request.exclude = (
+            modules.names,
+            not modules.complete,
+            exclude,
         )
+        request.testpaths = [str(path) for path in self.config.getini("testpaths")]
+        return request
 
     def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
         """The collector has died: no node can be spawned until there is another.

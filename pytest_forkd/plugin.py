@@ -130,6 +130,7 @@ class _Controller:
         """
         from pytest_forkd.backends.base import BackendError
         from pytest_forkd.planning import make_plan
+        from pytest_forkd.requests import early_request
         from pytest_forkd.settings import make_backend, read_settings
 
         namespace = config.known_args_namespace
@@ -144,6 +145,9 @@ class _Controller:
                 namespace.numprocesses = settings.workers
                 return None
             backend.start()
+            if settings.warm != "imports":
+                # If a conftest changes what it begins with, that was in vain, and no harm.
+                backend.start_collector(early_request(config, namespace, settings))
         except BackendError as exc:
             raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
         # Plugins read xdist's options to tell whether a run is distributed; pytest-cov does so

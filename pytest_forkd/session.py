@@ -91,7 +91,7 @@ class ForkdSession(DSession):
             raise
 
     def _start_nodes(self) -> None:
-        self.nodemanager = ForkdNodeManager(self.config, self.backend)
+        self.nodemanager = ForkdNodeManager(self.config, self.backend, self.settings.testrunuid)
         self.queue = self.nodemanager.events  # type: ignore[assignment]
         self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
         self._begin(self._level_asked)

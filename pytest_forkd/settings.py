@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ __all__ = [
     "WARM_LEVELS",
     "Settings",
     "count_workers",
+    "guess_workers",
     "make_backend",
     "read_settings",
 ]
@@ -48,6 +51,7 @@ class Settings:
     :ivar warm: the warm level: ``auto``, ``collection`` or ``imports``.
     :ivar preload: modules for the parent to import.
     :ivar path: where the controller looks for modules first.
+    :ivar testrunuid: the run's id: ``--testrunuid``, or made up.
     :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
     """
 
@@ -57,6 +61,7 @@ class Settings:
     preload: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     keep: float = 0.0
+    testrunuid: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def parse_workers(text: str) -> int | str:
@@ -102,6 +107,7 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
         ],
         path=[*(str(path) for path in config.getini("pythonpath")), *sys.path],
         keep=_keep(config, namespace),
+        testrunuid=getattr(namespace, "testrunuid", None) or uuid.uuid4().hex,
     )
 
 
@@ -160,6 +166,18 @@ def count_workers(settings: Settings, config: pytest.Config) -> int:
         config.option.numprocesses = number
         number = int(config.hook.pytest_xdist_auto_num_workers(config=config))
     return min(number, config.option.maxprocesses) if config.option.maxprocesses else number
+
+
+def guess_workers(settings: Settings, namespace: Any) -> int:
+    """What :func:`count_workers` will find, if no conftest has a say in it."""
+    number = settings.workers
+    if isinstance(number, str):
+        from xdist.plugin import pytest_xdist_auto_num_workers
+
+        options = SimpleNamespace(option=SimpleNamespace(numprocesses=number))
+        number = int(pytest_xdist_auto_num_workers(options))  # type: ignore[arg-type]
+    most = getattr(namespace, "maxprocesses", None)
+    return min(number, most) if most else number
 
 
 def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:

@@ -541,3 +541,41 @@ def test_a_parent_in_use_ends_with_the_run(pytester: pytest.Pytester, site_packa
         (pytester.path / "go").touch()
         assert background.wait(20) == 0
         assert background.left(10) == []
+
+
+# -- a collector that begins early ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, "auto"])
+def test_a_collector_begins_while_the_controller_is_still_configured(
+    pytester: pytest.Pytester, run: Runner, workers: int | str
+) -> None:
+    """And it is the one that goes on: the conftest is loaded once for all workers."""
+    pytester.makeconftest("open('loaded', 'a').write('x')")
+    pytester.makepyfile("def test_it(worker_id, testrun_uid): pass\ndef test_that(): pass")
+    for number in (1, 2):
+        run(workers=workers).assert_outcomes(passed=2)
+        assert len((pytester.path / "loaded").read_text()) == 2 * number
+
+
+def test_a_collector_that_began_with_another_environment_is_not_used(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """A conftest changes what xdist's workers would inherit, too."""
+    pytester.makeconftest(
+        """
+        import os
+        open("loaded", "a").write("x")
+        os.environ.setdefault("SET_BY", str(os.getpid()))
+        """
+    )
+    pytester.makepyfile(
+        """
+        import os
+        def test_it(): assert os.environ["SET_BY"] == os.environ["PYTEST_XDIST_SET_BY"]
+        """
+    )
+    with open(pytester.path / "conftest.py", "a") as file:
+        file.write("\nos.environ.setdefault('PYTEST_XDIST_SET_BY', os.environ['SET_BY'])\n")
+    run("-v").assert_outcomes(passed=1)
+    assert 2 <= len((pytester.path / "loaded").read_text()) <= 3, "one may have been stopped early"

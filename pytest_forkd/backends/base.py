@@ -26,6 +26,7 @@ class RunRequest:
     :ivar sys_path: the import path, as it was before any conftest changed it.
     :ivar mainargv: the controller's ``sys.argv``.
     :ivar sigint: whether Ctrl-C interrupts the controller (it does not under ``nohup ... &``).
+    :ivar role: the first node's ``workerid``, ``workercount`` and ``testrunuid``.
     :ivar nodes: each node's ``workerinput``, packed (see ``channel.events.pack_object``).
     :ivar basetemp: the first node's base temporary directory.
     :ivar warm: the warm level that was asked for: ``auto``, ``collection`` or ``imports``.
@@ -42,6 +43,7 @@ class RunRequest:
     sys_path: list[str]
     mainargv: list[str]
     sigint: bool
+    role: dict[str, Any]
     warm: str
     level: str
     nodes: list[str] = field(default_factory=list)
@@ -50,6 +52,11 @@ class RunRequest:
     scan: bool = True
     testpaths: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+
+    def early_part(self) -> dict[str, Any]:
+        """What of it can be known, or guessed, before the controller is configured."""
+        names = ("args", "cwd", "environ", "sys_path", "mainargv", "sigint", "role")
+        return {name: getattr(self, name) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON-serializable fields."""
@@ -104,6 +111,13 @@ class Backend(abc.ABC):
         """Begin to make a parent, without waiting for it.
 
         :raises BackendError: if that is impossible here.
+        """
+
+    @abc.abstractmethod
+    def start_collector(self, request: RunRequest) -> None:
+        """Let a collector begin with what is known already, while the controller is configured.
+
+        :param request: a guess; if the one of :meth:`begin` differs, that collector is not used.
         """
 
     @abc.abstractmethod

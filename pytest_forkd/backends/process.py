@@ -97,6 +97,7 @@ class ProcessBackend(Backend):
         self._control: FrameSocket | None = None
         self._hello: dict[str, Any] | None = None
         self._released = False
+        self._early: tuple[dict[str, Any], FrameSocket] | None = None
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
@@ -289,18 +290,43 @@ class ProcessBackend(Backend):
         control = self._connect()
         events.unregister(control)
         events.register(control, self._read_control)
-        ours, theirs = socket.socketpair()
         self._ending = False
         self._collector_pid = self._collector_status = None
+        self._collector = self._take_early(request)
+        if self._collector is None:
+            self._collector = self._ask_for_collector(control, request.to_json())
+        events.register(self._collector, self._read_collector)
+        self._read_control()  # what has come with the greeting makes nobody look again
+
+    def start_collector(self, request: RunRequest) -> None:
+        if self._control is not None and self._early is None:
+            early = request.early_part()
+            with contextlib.suppress(BackendError):  # begin() says what is wrong
+                collector = self._ask_for_collector(self._control, {"early": True, **early})
+                self._early = early, collector
+
+    def _take_early(self, request: RunRequest) -> FrameSocket | None:
+        """The collector that was started early, if it began with what is true now."""
+        if self._early is None:
+            return None
+        (early, collector), self._early = self._early, None
+        if request.level == "collection" and request.early_part() == early:
+            with contextlib.suppress(OSError):
+                collector.send({"request": request.to_json()})
+                return collector
+        collector.close()
+        return None
+
+    def _ask_for_collector(self, control: FrameSocket, request: dict[str, Any]) -> FrameSocket:
+        ours, theirs = socket.socketpair()
         with theirs, contextlib.ExitStack() as stack:
             stderr = _real_stderr(stack)
             try:
-                control.send({"collect": request.to_json()}, [theirs.fileno(), stderr])
+                control.send({"collect": request}, [theirs.fileno(), stderr])
             except OSError:
                 ours.close()
                 raise BackendError(f"the parent process {self._parent_end()}") from None
-        self._collector = FrameSocket(ours)
-        events.register(self._collector, self._read_collector)
+        return FrameSocket(ours)
 
     def _read_control(self) -> None:
         assert self._control is not None
@@ -380,7 +406,13 @@ class ProcessBackend(Backend):
             self._control.close()
         if self._process is not None and self._process.poll() is None:
             _disown(self._process)
+        self._drop_early()
         self._control = self._process = self._hello = None
+
+    def _drop_early(self) -> None:
+        if self._early is not None:
+            self._early[1].close()
+            self._early = None
 
     # -- workers -------------------------------------------------------------------------------
 
@@ -437,6 +469,7 @@ class ProcessBackend(Backend):
         return True
 
     def close(self) -> None:
+        self._drop_early()
         if self._collector is not None:
             if self._events is not None:
                 self._events.unregister(self._collector)

@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
@@ -42,6 +43,9 @@ from pytest_forkd.parent.worker import become_worker, configure_worker, finish_w
 
 __all__ = ["run_collector"]
 
+#: Seconds for a controller that has a collector started early to ask for the collection.
+_REQUEST_TIMEOUT = 600.0
+
 
 def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
     """Serve one run; returns in the collector and in each of its workers.
@@ -53,11 +57,23 @@ def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
     processes.become_subreaper()
     take_over(request)
     nursery = Nursery(connection)
+    start: Start | pytest.UsageError | None = None
+    if request.get("early"):
+        try:
+            start = start_collection(request)
+        except pytest.UsageError as exc:
+            start = exc
+        try:
+            request = connection.receive(_REQUEST_TIMEOUT).message["request"]
+        except (EOFError, TimeoutError):
+            return 0  # the controller has made up its mind
     try:
+        if isinstance(start, pytest.UsageError):
+            raise start
         if request["level"] == "imports":
             birth = serve_imports(nursery, request)
         else:
-            birth = serve_collection(nursery, request)
+            birth = serve_collection(nursery, request, start or start_collection(request))
     except pytest.UsageError as exc:
         connection.send({"usage_error": [str(arg) for arg in exc.args]})
         return int(pytest.ExitCode.USAGE_ERROR)
@@ -136,7 +152,27 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
 # -- warm level collection ---------------------------------------------------------------------
 
 
-def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
+@dataclass
+class Start:
+    """What of a collection does not need the nodes: options parsed, conftests loaded, under watch.
+
+    :ivar workerinput: still empty.
+    """
+
+    config: Any
+    workerinput: WorkerInput
+    watch: Watch
+
+
+def start_collection(request: dict[str, Any]) -> Start:
+    """Begin with what is known before ``pytest_configure_node`` has been called."""
+    workerinput = WorkerInput({}, ())
+    set_role(request["role"])
+    watch = Watch(workerinput)
+    return Start(make_config(request, workerinput, None), workerinput, watch)
+
+
+def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) -> Birth | None:
     """Configure and collect, then fork workers from inside the run loop.
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
@@ -148,10 +184,9 @@ def serve_collection(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         for key in {key for node in nodes for key in node}
         if any(node.get(key) != first.get(key) or key not in node for node in nodes)
     }
-    workerinput = WorkerInput(first, identity | {"workerid"})
-    set_role(first)
-    watch = Watch(workerinput)
-    config = make_config(request, workerinput, request["basetemp"])
+    config, watch = start.config, start.watch
+    start.workerinput.announce(first, identity | {"workerid"})
+    config.option.basetemp = request["basetemp"]
     plugin = CollectorPlugin(
         config,
         nursery,

@@ -71,6 +71,11 @@ class WorkerInput(dict[str, Any]):
         self._identity = frozenset(identity_keys)
         self.trips = _Trips()
 
+    def announce(self, values: dict[str, Any], identity_keys: Iterable[str]) -> None:
+        """Take the first node's values, in place: they come later than the object."""
+        self.update(values)
+        self._identity = frozenset(identity_keys)
+
     def become(self, values: dict[str, Any]) -> None:
         """Take over a worker's own values, in place, and notice nothing any more."""
         self._identity = frozenset()

@@ -9,24 +9,35 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 from xdist.dsession import DSession, Interrupted
+from xdist.scheduler import LoadFileScheduling, LoadGroupScheduling, LoadScopeScheduling
 
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
+from pytest_forkd.durations import Durations
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
+from pytest_forkd.scheduling import Estimates, ForkdScheduling
 from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
 
 
+#: What groups the tests of a mode that runs a group on one worker: xdist's own functions.
+_SCOPES: dict[str, Callable[[str], str]] = {
+    "loadscope": partial(LoadScopeScheduling._split_scope, None),  # type: ignore[arg-type]
+    "loadfile": partial(LoadFileScheduling._split_scope, None),  # type: ignore[arg-type]
+    "loadgroup": partial(LoadGroupScheduling._split_scope, None),  # type: ignore[arg-type]
+}
 #: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
 _SERVER_GRACE = 0.02
 
@@ -59,6 +70,7 @@ class ForkdSession(DSession):
         self.inbox = Inbox(self)
         self._collector_losses = 0
         self._exit: Exception | None = None
+        self.durations = Durations(None)
         # Workers append to a log file that the controller has open, too.
         reopen_log_files()
 
@@ -90,6 +102,7 @@ class ForkdSession(DSession):
         self.queue = self.nodemanager.events  # type: ignore[assignment]
         self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
         self._begin(self._level_asked)
+        self.durations = Durations.load(self.config)  # while the collector works
 
     @pytest.hookimpl
     def pytest_report_header(self, config: pytest.Config) -> str:
@@ -105,6 +118,7 @@ class ForkdSession(DSession):
         """Shut down all nodes, the collector and the parent."""
         super().pytest_sessionfinish()
         self.backend.close()
+        self.durations.save()
 
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
@@ -123,6 +137,37 @@ class ForkdSession(DSession):
             if self._exit is not None:
                 raise self._exit from None
             raise
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """forkd's own scheduler, where no mode was asked for or it serves the mode better."""
+        dist = "forkd" if self.settings.own_scheduler else config.getvalue("dist")
+        split = _SCOPES.get(dist)
+        if dist != "forkd" and split is None:
+            return super().pytest_xdist_make_scheduler(config, log)
+
+        def estimate(ids: Sequence[str]) -> Estimates:
+            known = self.durations.begin(ids)
+            return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split)
+
+        return ForkdScheduling(
+            len(config.option.tx),
+            estimate,
+            reorder=split is None or getattr(config.option, "loadscopereorder", True),
+            report=lambda report: config.hook.pytest_collectreport(report=report),
+        )
+
+    def triggershutdown(self) -> None:
+        """Shut down all workers; a run that is to stop does not wait for what they have queued."""
+        stopping = self.shouldstop and not self.shuttingdown
+        super().triggershutdown()
+        if stopping and isinstance(self.sched, ForkdScheduling):
+            self.sched.withdraw()
+
+    def worker_wants(self, node: ForkdWorkerController) -> None:
+        """A worker waits to be told what comes next; xdist's schedulers have told it already."""
+        if isinstance(self.sched, ForkdScheduling):
+            self.sched.want(node)
 
     def _settle(self) -> bool:
         """Handle events until the warm level is known, and spawn the workers.
@@ -190,6 +235,7 @@ class ForkdSession(DSession):
                 raise CollectorLost("the collector's replacement found different tests")
             return nodes
         self.inbox.ids = ids
+        self.inbox.take_fixtures(warm.get("fixtures"))
         warn_about(warm["findings"], self.config)
         self.memory.remember_modules(warm["modules"], complete=True)
         self.inbox.dispatch(nodes[0], warm["events"])
@@ -281,7 +327,7 @@ class ForkdSession(DSession):
             self._summary_report = message
             self.report_line(f"\n{message}")
             self.triggershutdown()
-        elif more:
+        elif more or (isinstance(self.sched, ForkdScheduling) and self.sched.has_work):
             self.report_line(f"\nreplacing crashed worker {node.gateway.id}")
             self._replace(node)
         self._active_nodes.discard(node)

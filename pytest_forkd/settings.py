@@ -37,6 +37,7 @@ class Settings:
     :ivar warm: the warm level: ``auto``, ``collection`` or ``imports``.
     :ivar preload: modules for the parent to import.
     :ivar path: where the controller looks for modules first.
+    :ivar own_scheduler: nobody has asked for one of xdist's modes of distribution.
     """
 
     workers: int | str
@@ -44,6 +45,7 @@ class Settings:
     warm: str = "auto"
     preload: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
+    own_scheduler: bool = False
 
 
 def parse_workers(text: str) -> int | str:

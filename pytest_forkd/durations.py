@@ -18,22 +18,18 @@ import json
 import math
 import os
 import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pytest_forkd import PytestForkdWarning
 
 __all__ = ["Durations", "durations_path"]
 
 _VERSION = 1
 _DIRECTORY = "forkd"
 _FILE = "durations.json"
-#: Digits behind the point: hundredths of a millisecond.
-_DIGITS = 5
 
 
 def durations_path(config: pytest.Config) -> tuple[Path | None, bool]:
@@ -58,24 +54,38 @@ class Durations:
     """The durations of earlier runs, and those of this one.
 
     :param path: of the file; ``None`` keeps nothing.
-    :param named: whether the user has named it, and thus wants to hear when it is of no use.
+    :param warn: called with what is to be told when the file is of no use.
+    :param named: whether the user has named it.
+    :param make_directory: called before the file is written.
     """
 
-    def __init__(self, path: Path | None, *, named: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        warn: Callable[[str], object],
+        *,
+        named: bool = False,
+        make_directory: Callable[[], object] = lambda: None,
+    ) -> None:
         self.path = path
+        self._warn = warn
+        self._make_directory = make_directory
         self.named = named
         self._tests: dict[str, dict[str, list[float]]] = {}
-        self._ids: Sequence[str] = ()
         self._new: dict[int, list[float]] = {}
         #: Seconds for the set-up of each shared fixture, by key.
         self.fixtures: dict[str, float] = {}
         self._new_fixtures: dict[str, float] = {}
 
     @classmethod
-    def load(cls, config: pytest.Config) -> Durations:
+    def load(cls, config: pytest.Config, warn: Callable[[str], object]) -> Durations:
         """Read what earlier runs have left."""
         path, named = durations_path(config)
-        durations = cls(path, named=named)
+        cache: Any = getattr(config, "cache", None)
+        make_directory = (
+            (lambda: None) if named or cache is None else partial(cache.mkdir, _DIRECTORY)
+        )
+        durations = cls(path, warn, named=named, make_directory=make_directory)
         durations.read()
         return durations
 
@@ -88,15 +98,13 @@ class Durations:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, RecursionError) as exc:
-            _warn(f"cannot use the durations in {self.path}: {exc}")
+            self._warn(f"cannot use the durations in {self.path}: {exc}")
 
-    def begin(self, ids: Sequence[str]) -> dict[str, float]:
-        """The tests of this run are known.
+    def known(self, ids: Sequence[str]) -> dict[str, float]:
+        """Seconds that each of the items took before, by id, where that is known.
 
-        :param ids: of the items.
-        :returns: seconds that each of them took before, by id, where that is known.
+        Warns if the user has named a file of another suite.
         """
-        self._ids = ids
         known = {}
         for nodeid in ids:
             file, name = _split(nodeid)
@@ -106,7 +114,9 @@ class Durations:
                 if phases is not None:
                     known[nodeid] = phases[0] + phases[1] + phases[2]
         if self.named and ids and self._tests and not known:
-            _warn(f"the durations in {self.path} are of another suite: they know none of the tests")
+            self._warn(
+                f"the durations in {self.path} are of another suite: they know none of the tests"
+            )
         return known
 
     def record(self, index: int, phases: list[float]) -> None:
@@ -119,22 +129,24 @@ class Durations:
         if known is None or seconds < known:
             self._new_fixtures[key] = seconds
 
-    def save(self) -> None:
-        """Add what this run has measured to the file; warns if it cannot be written."""
+    def save(self, ids: Sequence[str]) -> None:
+        """Add what this run has measured to the file; warns if it cannot be written.
+
+        :param ids: of the items that :meth:`record` was told of by index.
+        """
         if self.path is None or not (self._new or self._new_fixtures):
             return
         for index, phases in self._new.items():
-            file, name = _split(self._ids[index])
-            self._tests.setdefault(file, {})[name] = [round(value, _DIGITS) for value in phases]
+            file, name = _split(ids[index])
+            self._tests.setdefault(file, {})[name] = phases
         for key, seconds in self._new_fixtures.items():
-            self.fixtures[key] = round(seconds, _DIGITS)
+            self.fixtures[key] = seconds
         data = {"version": _VERSION, "tests": self._tests, "fixtures": self.fixtures}
         try:
-            if not self.named:
-                _make_cache_directory(self.path)
+            self._make_directory()
             _write(self.path, json.dumps(data, separators=(",", ":")).encode("ascii"))
         except OSError as exc:
-            _warn(f"cannot write the durations to {self.path}: {exc}")
+            self._warn(f"cannot write the durations to {self.path}: {exc}")
 
 
 def _split(nodeid: str) -> tuple[str, str]:
@@ -156,6 +168,13 @@ def _parse(data: bytes) -> tuple[dict[str, dict[str, list[float]]], dict[str, fl
             if type(phases) is not list or len(phases) != 3:
                 raise ValueError("it holds no durations")
             a, b, c = phases
+            if (
+                type(a) is type(b) is type(c) is float
+                and 0 <= a < math.inf
+                and 0 <= b < math.inf
+                and 0 <= c < math.inf
+            ):
+                continue  # as good as always
             if not (_is_time(a) and _is_time(b) and _is_time(c)):
                 raise ValueError("it holds what is no duration")
     if not all(map(_is_time, fixtures.values())):
@@ -165,11 +184,6 @@ def _parse(data: bytes) -> tuple[dict[str, dict[str, list[float]]], dict[str, fl
 
 def _is_time(value: object) -> bool:
     return (type(value) is float or type(value) is int) and 0 <= value < math.inf
-
-
-def _make_cache_directory(path: Path) -> None:
-    """Make the cache's directory, if need be in the way that pytest does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -186,7 +200,3 @@ def _write(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-
-
-def _warn(text: str) -> None:
-    warnings.warn(PytestForkdWarning(f"forkd: {text}"), stacklevel=2)

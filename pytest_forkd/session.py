@@ -17,6 +17,7 @@ import pytest
 from xdist.dsession import DSession, Interrupted
 from xdist.scheduler import LoadFileScheduling, LoadGroupScheduling, LoadScopeScheduling
 
+from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
@@ -70,7 +71,7 @@ class ForkdSession(DSession):
         self.inbox = Inbox(self)
         self._collector_losses = 0
         self._exit: Exception | None = None
-        self.durations = Durations(None)
+        self.durations = Durations(None, self.warn)
         # Workers append to a log file that the controller has open, too.
         reopen_log_files()
 
@@ -102,7 +103,7 @@ class ForkdSession(DSession):
         self.queue = self.nodemanager.events  # type: ignore[assignment]
         self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
         self._begin(self._level_asked)
-        self.durations = Durations.load(self.config)  # while the collector works
+        self.durations = Durations.load(self.config, self.warn)  # while the collector works
 
     @pytest.hookimpl
     def pytest_report_header(self, config: pytest.Config) -> str:
@@ -118,7 +119,7 @@ class ForkdSession(DSession):
         """Shut down all nodes, the collector and the parent."""
         super().pytest_sessionfinish()
         self.backend.close()
-        self.durations.save()
+        self.durations.save(self.inbox.ids or ())
 
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
@@ -147,10 +148,11 @@ class ForkdSession(DSession):
             return super().pytest_xdist_make_scheduler(config, log)
 
         def estimate(ids: Sequence[str]) -> Estimates:
-            known = self.durations.begin(ids)
+            known = self.durations.known(ids)
             return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split)
 
         return ForkdScheduling(
+            config,
             len(config.option.tx),
             estimate,
             reorder=split is None or getattr(config.option, "loadscopereorder", True),
@@ -394,6 +396,13 @@ class ForkdSession(DSession):
         """A worker gave tests back; if it has died since, the scheduler has them already."""
         if self.sched is not None and node in self.sched.nodes:
             super().worker_unscheduled(node, indices)
+
+    def warn(self, text: str) -> None:
+        """Have the summary show a warning; where warnings are errors, the run goes on, too."""
+        try:
+            self.config.issue_config_time_warning(PytestForkdWarning(text), stacklevel=2)
+        except PytestForkdWarning:
+            self.report_line(f"forkd: {text}")
 
     def count_deselected(self, count: int) -> None:
         """Have the summary say how many tests were deselected, as it does in a plain run."""

@@ -52,6 +52,8 @@ class Interactor(WorkerInteractor):
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._queue: collections.deque[Any] = collections.deque()
+        #: Items that need no claim.
+        self._regained: set[int] = set()
         self._started: tuple[str, object] | None = None
         #: The item that is running, and whether the one after it has been decided on.
         self._item: pytest.Item | None = None
@@ -225,7 +227,7 @@ class Interactor(WorkerInteractor):
         duration = time.perf_counter() - start - self._waited - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
         self._item = None
-        phases = self._phases if self._ran else None
+        phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
         self.outbox.append(["complete", self.item_index, max(0.0, duration), phases])
 
     def _nextitem(self) -> pytest.Item | None:
@@ -309,7 +311,7 @@ class Interactor(WorkerInteractor):
         seconds: float = data["duration"]
         if phase == 0:
             seconds = max(0.0, seconds - self._fixtures.spent)
-        self._phases[phase] += round(seconds, 6)
+        self._phases[phase] += seconds
         if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
             self._ran = True
 
@@ -321,7 +323,7 @@ class Interactor(WorkerInteractor):
             self._receive(wait=False)
             while self._queue:
                 index = self._queue.popleft()
-                if index is Marker.SHUTDOWN or self._claims is None or self._claims.claim(index):
+                if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
                     return index
             # Until it is answered; what comes may have been taken back before it was read.
             self.outbox.append(["want"])
@@ -346,11 +348,22 @@ class Interactor(WorkerInteractor):
                 self._queue.append(Marker.SHUTDOWN)
             elif name == "steal":
                 self.steal(kwargs["indices"])
+            elif name == "regain":
+                # Taken back without a word, and given again: the controller holds the claim.
+                again = set(kwargs["indices"])
+                self._drop(again)
+                self._regained |= again
 
     def steal(self, indices: Any) -> None:
         """Give back the items at ``indices`` that are still queued."""
-        wanted = set(indices)
-        stolen = [index for index in self._queue if index in wanted]
-        self._queue = collections.deque(index for index in self._queue if index not in wanted)
-        self.outbox.append(["unscheduled", stolen])
+        self.outbox.append(["unscheduled", self._drop(set(indices))])
         self.flush()
+
+    def _drop(self, wanted: set[int]) -> list[int]:
+        """Take out of the queue what is in it of ``wanted``."""
+        found = [index for index in self._queue if index in wanted]
+        self._queue = collections.deque(index for index in self._queue if index not in wanted)
+        return found
+
+    def _claim(self, index: int) -> bool:
+        return self._claims is None or self._claims.claim(index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -53,6 +53,7 @@ class ForkdScheduling:
     A node is anything with ``send_runtest_some``, ``send_steal``, ``shutdown``, ``shutting_down``
     and ``gateway.id``. Nothing here waits, reads or writes.
 
+    :param config: the controller's configuration; plugins look for it here.
     :param nodes: how many collections there will be at the start.
     :param estimate: called once with the ids of all items, when they are known.
     :param reorder: see :class:`~pytest_forkd.scheduling.pool.Pool`.
@@ -62,6 +63,7 @@ class ForkdScheduling:
 
     def __init__(
         self,
+        config: Any,
         nodes: int,
         estimate: Callable[[Sequence[str]], Estimates] = Estimates,
         *,
@@ -69,6 +71,7 @@ class ForkdScheduling:
         report: Callable[[pytest.CollectReport], object] = lambda report: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.config = config
         self.numnodes = nodes
         self.collection: list[str] | None = None
         self._estimate = estimate
@@ -225,6 +228,8 @@ class ForkdScheduling:
         for other in self._shares.values():
             if other.stealing_for is not None and other.stealing_for[0] is node:
                 other.stealing_for = (None, other.stealing_for[1])
+        if self.collection is None:
+            return True
         self._serve()
         return self.has_work
 
@@ -243,22 +248,12 @@ class ForkdScheduling:
         for node, share in list(self._shares.items()):
             if not share.wanting or node.shutting_down:
                 continue
-            if any(index not in share.committed for index in self._not_begun(share)):
+            if len(share.items) > 1:
                 continue  # more is on its way already
             if self._pool:
                 self._deal(node, share)
             elif not self._steal(node):
                 node.shutdown()
-
-    def _not_begun(self, share: _Share) -> Iterable[int]:
-        """What a node may still have in its queue.
-
-        The first of its items counts as begun, unless the node wants: it ends a test then, which
-        is not completed yet.
-        """
-        items = iter(share.items)
-        next(items, None)
-        return items
 
     def _deal(self, node: Any, share: _Share) -> None:
         workers = sum(not other.shutting_down for other in self._shares)
@@ -269,6 +264,10 @@ class ForkdScheduling:
             share.since = self._clock()
         share.items.update(dict.fromkeys(indices))
         share.committed.difference_update(indices)
+        if share.wanting:
+            # It is as good as begun. Otherwise the last of all tests could go round for ever among
+            # workers that are at the end of another one.
+            share.committed.add(indices[0])
         share.wanting = False
         node.send_runtest_some(indices)
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from xdist.dsession import DSession, Interrupted
-from xdist.scheduler import LoadFileScheduling, LoadGroupScheduling, LoadScopeScheduling
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
@@ -26,19 +24,13 @@ from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
-from pytest_forkd.scheduling import Estimates, ForkdScheduling
+from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
 
 
-#: What groups the tests of a mode that runs a group on one worker: xdist's own functions.
-_SCOPES: dict[str, Callable[[str], str]] = {
-    "loadscope": partial(LoadScopeScheduling._split_scope, None),  # type: ignore[arg-type]
-    "loadfile": partial(LoadFileScheduling._split_scope, None),  # type: ignore[arg-type]
-    "loadgroup": partial(LoadGroupScheduling._split_scope, None),  # type: ignore[arg-type]
-}
 #: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
 _SERVER_GRACE = 0.02
 
@@ -142,22 +134,14 @@ class ForkdSession(DSession):
     @pytest.hookimpl(trylast=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """forkd's own scheduler, where no mode was asked for or it serves the mode better."""
-        dist = "forkd" if self.settings.own_scheduler else config.getvalue("dist")
-        split = _SCOPES.get(dist)
-        if dist != "forkd" and split is None:
-            return super().pytest_xdist_make_scheduler(config, log)
+        return make_scheduler(
+            config, self.settings.own_scheduler, self._estimate
+        ) or super().pytest_xdist_make_scheduler(config, log)
 
-        def estimate(ids: Sequence[str]) -> Estimates:
-            known = self.durations.known(ids)
-            return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split)
-
-        return ForkdScheduling(
-            config,
-            len(config.option.tx),
-            estimate,
-            reorder=split is None or getattr(config.option, "loadscopereorder", True),
-            report=lambda report: config.hook.pytest_collectreport(report=report),
-        )
+    def _estimate(self, ids: Sequence[str], split_scope: SplitScope | None) -> Estimates:
+        """What is known of the tests, now that they are."""
+        known = self.durations.known(ids)
+        return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split_scope)
 
     def triggershutdown(self) -> None:
         """Shut down all workers; a run that is to stop does not wait for what they have queued."""

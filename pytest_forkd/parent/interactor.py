@@ -59,8 +59,10 @@ class Interactor(WorkerInteractor):
         self._item: pytest.Item | None = None
         self._decided = False
         self._pid = 0
-        #: Seconds that the running item has waited for the controller; and its phases'.
-        self._waited = 0.0
+        #: Seconds of the running item that are not its own: waiting and shared fixtures; those that
+        #: it has waited in its teardown; and those of its phases.
+        self._elsewhere = 0.0
+        self._waiting = 0.0
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures = FixtureTimer(self._fixture_was_set_up)
@@ -208,10 +210,9 @@ class Interactor(WorkerInteractor):
         assert isinstance(self.nextitem_index, int)
         self.item_index = self.nextitem_index
         self._decided = False
-        self._waited = 0.0
         if not in_teardown:
             self._decide()
-            self._waited = 0.0
+        self._elsewhere = self._waiting = 0.0
         items = self.session.items
         self._item = item = items[self.item_index]
 
@@ -224,7 +225,7 @@ class Interactor(WorkerInteractor):
         worker_title(f"[pytest-forkd running] {item.nodeid}")
         start = time.perf_counter()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
-        duration = time.perf_counter() - start - self._waited - self._fixtures.spent
+        duration = time.perf_counter() - start - self._elsewhere - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
         self._item = None
         phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
@@ -303,15 +304,15 @@ class Interactor(WorkerInteractor):
 
     def _count(self, report: pytest.TestReport, data: dict[str, Any]) -> None:
         """Count what a phase took; in what is reported, waiting is no part of it."""
-        if report.when == "teardown" and self._waited:
-            data["duration"] = max(0.0, report.duration - self._waited)
+        if report.when == "teardown" and self._waiting:
+            data["duration"] = max(0.0, report.duration - self._waiting)
+            self._waiting = 0.0
         phase = _PHASES.get(str(report.when))
         if phase is None:
             return
-        seconds: float = data["duration"]
-        if phase == 0:
-            seconds = max(0.0, seconds - self._fixtures.spent)
-        self._phases[phase] += seconds
+        shared, self._fixtures.spent = self._fixtures.spent, 0.0
+        self._elsewhere += shared
+        self._phases[phase] += max(0.0, data["duration"] - shared)
         if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
             self._ran = True
 
@@ -330,7 +331,9 @@ class Interactor(WorkerInteractor):
             self.flush()
             start = time.perf_counter()
             self._receive(wait=True)
-            self._waited += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self._waiting += seconds
+            self._elsewhere += seconds
 
     def _receive(self, *, wait: bool) -> None:
         assert self._channel is not None

@@ -6,6 +6,7 @@ the session. An event that no worker of ours would send ends that worker and tou
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
 from pytest_forkd.nodes import ForkdWorkerController
 from pytest_forkd.safewarnings import rebuild_warning
+from pytest_forkd.scheduling import SharedFixtures
 
 if TYPE_CHECKING:
     from pytest_forkd.session import ForkdSession
@@ -41,6 +43,8 @@ class Inbox:
         self._config = session.config
         #: The ids of the items, as all workers have them; ``None`` until they are known.
         self.ids: list[str] | None = None
+        #: Which fixtures they share.
+        self.fixtures = SharedFixtures()
         self._deselecting: ForkdWorkerController | None = None
         #: Whether workers collect for themselves.
         self.workers_collect = False
@@ -65,6 +69,13 @@ class Inbox:
             except BadEvent as exc:
                 node.broke_protocol(f"{name}: {exc}")
                 return
+
+    def take_fixtures(self, table: Any) -> None:
+        """Remember which fixtures items share."""
+        try:
+            self.fixtures = SharedFixtures.from_json(table, len(self.ids or ()))
+        except ValueError as exc:
+            raise BadEvent(str(exc)) from exc
 
     def nodeid(self, node: ForkdWorkerController, index: Any) -> str:
         """The id of a node's item, checked."""
@@ -119,13 +130,27 @@ class Inbox:
             self._deselecting = node
             self._session.count_deselected(count)
 
-    def _on_complete(self, node: ForkdWorkerController, index: Any, duration: Any) -> None:
+    def _on_complete(
+        self, node: ForkdWorkerController, index: Any, duration: Any, phases: Any = None
+    ) -> None:
         self.nodeid(node, index)
         if node.running != index:
             raise BadEvent(f"item {index} was not running")
+        seconds = _seconds(duration)
+        if phases is not None:
+            if not isinstance(phases, list) or len(phases) != 3:
+                raise BadEvent("no durations")
+            if node.ids is self.ids:
+                self._session.durations.record(index, [_seconds(value) for value in phases])
         node.running = None
         self._tell_held(node)
-        self._session.worker_runtest_protocol_complete(node, index, float(duration))
+        self._session.worker_runtest_protocol_complete(node, index, seconds)
+
+    def _on_want(self, node: ForkdWorkerController) -> None:
+        self._session.worker_wants(node)
+
+    def _on_fixture(self, node: ForkdWorkerController, key: Any, seconds: Any) -> None:
+        self._session.durations.record_fixture(_text(key), _seconds(seconds))
 
     @staticmethod
     def _tell_held(node: ForkdWorkerController) -> None:
@@ -157,12 +182,14 @@ class Inbox:
             node.ids = self.ids
             self._session.worker_collectionfinish(node, self.ids)
 
-    def _on_collection(self, node: ForkdWorkerController, ids: Any) -> None:
+    def _on_collection(self, node: ForkdWorkerController, ids: Any, fixtures: Any = None) -> None:
         if not isinstance(ids, list) or not self.workers_collect:
             raise BadEvent("no collection was asked for")
         ids = [_text(nodeid) for nodeid in ids]
         if self.ids is None:
             self.ids = ids
+        if fixtures is not None and ids == self.ids:
+            self.take_fixtures(fixtures)
         node.ids = self.ids if ids == self.ids else ids
         if node.ready is not None:
             self._session.worker_workerready(node, node.ready)  # type: ignore[arg-type]
@@ -204,6 +231,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise BadEvent(f"{type(value).__name__} instead of text")
     return value
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        raise BadEvent(f"{value!r} is no number of seconds")
+    return float(value)
 
 
 def _location(value: Any) -> tuple[Any, Any, Any]:

@@ -46,6 +46,10 @@ class ForkdWorkerController(WorkerController):
         super().__init__(nodemanager, gateway, config, events.put)
         self._theirs: socket.socket | None = theirs
         self._claims: Claims | None = None
+        #: Items that were taken back by claiming them, and those of them that it has got again,
+        #: which it has without a claim.
+        self._taken: set[int] = set()
+        self._regained: set[int] = set()
         #: The worker's base temporary directory, below the controller's.
         self.basetemp: str | None = None
         #: The ids of its items; the same list for all workers that share a collection.
@@ -145,8 +149,12 @@ class ForkdWorkerController(WorkerController):
     def send_runtest_some(self, indices: Any) -> None:
         """Queue the items at ``indices``."""
         if self._claims is not None:
-            for index in indices:
-                self._claims.release(index)  # it may have been taken back from this very worker
+            again = [index for index in indices if index in self._taken]
+            if again:
+                # They may still stand in the worker's queue, and must not be run twice.
+                self.sendcommand("regain", indices=again)
+                self._taken.difference_update(again)
+                self._regained.update(again)
         super().send_runtest_some(list(indices))
 
     def send_steal(self, indices: Any) -> None:
@@ -154,7 +162,11 @@ class ForkdWorkerController(WorkerController):
 
         On the same host that needs no answer: who locks the item's byte first has it.
         """
-        if self._claims is None or not self.nodemanager.backend.shares_files:
+        if (
+            self._claims is None
+            or not self.nodemanager.backend.shares_files
+            or not self._regained.isdisjoint(indices)
+        ):
             super().send_steal(list(indices))
             return
         # What the worker has told, but nobody has read yet, comes before what is taken now;
@@ -163,6 +175,7 @@ class ForkdWorkerController(WorkerController):
         if self._down or self.end is not None:
             return  # its end, which is on its way to the scheduler, gives back all that it had
         taken = [index for index in indices if self._claims.claim(index)]
+        self._taken.update(taken)
         self.notify_inproc("unscheduled", node=self, indices=taken)
 
     # -- what comes back -----------------------------------------------------------------------

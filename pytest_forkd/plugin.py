@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +63,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "to keep it. 600 by default, 0 where the environment variable CI is set. "
         "Ini value: forkd_keep.",
     )
+    group.addoption(
+        "--forkd-durations",
+        dest="forkd_durations",
+        metavar="FILE",
+        help="Keep the tests' durations in this file, not in pytest's cache: it is read at the "
+        "start if it exists, and written at the end. Ini value: forkd_durations.",
+    )
+    parser.addini("forkd_durations", "File for the tests' durations (see --forkd-durations)")
     parser.addini("forkd_workers", "Number of workers that are clones (see --forkd-workers)")
     parser.addini("forkd_backend", "How clones are made (see --forkd-backend)")
     parser.addini("forkd_warm", "How far the parent gets before it is cloned (see --forkd-warm)")
@@ -162,8 +171,11 @@ class _Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Set xdist's options as ``-n`` would."""
+        # Others read the mode, and know xdist's only.
+        nobody_asked = config.option.dist == "no"
         if not distribute(config, self.settings):
             self.backend.close()
+        self.settings = replace(self.settings, own_scheduler=nobody_asked)
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:

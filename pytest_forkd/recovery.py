@@ -13,6 +13,7 @@ from typing import Any
 from xdist.scheduler import EachScheduling, LoadScopeScheduling
 
 from pytest_forkd.nodes import ForkdWorkerController
+from pytest_forkd.scheduling import ForkdScheduling
 
 __all__ = ["run_again", "take_out", "top_up"]
 
@@ -29,6 +30,9 @@ def take_out(
     """
     if sched is None or node not in sched.nodes:
         return None, True
+    if isinstance(sched, ForkdScheduling):
+        more = sched.take_out(node, node.running)
+        return running, more
     if isinstance(sched, EachScheduling):
         return running, _take_out_each(sched, node)
     if isinstance(sched, LoadScopeScheduling):

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from xdist.dsession import DSession, Interrupted
 
+from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
+from pytest_forkd.durations import Durations
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
+from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
 from pytest_forkd.snapshots.plan import Plan
 from pytest_forkd.warm import Modules, WarmMemory, finding_line, warn_about
@@ -64,6 +68,7 @@ class ForkdSession(DSession):
         self.inbox = Inbox(self)
         self._collector_losses = 0
         self._exit: Exception | None = None
+        self.durations = Durations(None, self.warn)
         # Workers append to a log file that the controller has open, too.
         reopen_log_files()
 
@@ -95,6 +100,7 @@ class ForkdSession(DSession):
         self.queue = self.nodemanager.events  # type: ignore[assignment]
         self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
         self._begin(self._level_asked)
+        self.durations = Durations.load(self.config, self.warn)  # while the collector works
 
     @pytest.hookimpl
     def pytest_report_header(self, config: pytest.Config) -> str:
@@ -113,6 +119,7 @@ class ForkdSession(DSession):
         """Shut down all nodes, the collector and the parent."""
         super().pytest_sessionfinish()
         self.backend.close()
+        self.durations.save(self.inbox.ids or ())
 
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
@@ -133,6 +140,30 @@ class ForkdSession(DSession):
             if self._exit is not None:
                 raise self._exit from None
             raise
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """forkd's own scheduler, where no mode was asked for or it serves the mode better."""
+        return make_scheduler(
+            config, self.settings.own_scheduler, self._estimate
+        ) or super().pytest_xdist_make_scheduler(config, log)
+
+    def _estimate(self, ids: Sequence[str], split_scope: SplitScope | None) -> Estimates:
+        """What is known of the tests, now that they are."""
+        known = self.durations.known(ids)
+        return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split_scope)
+
+    def triggershutdown(self) -> None:
+        """Shut down all workers; a run that is to stop does not wait for what they have queued."""
+        stopping = self.shouldstop and not self.shuttingdown
+        super().triggershutdown()
+        if stopping and isinstance(self.sched, ForkdScheduling):
+            self.sched.withdraw()
+
+    def worker_wants(self, node: ForkdWorkerController) -> None:
+        """A worker waits to be told what comes next; xdist's schedulers have told it already."""
+        if isinstance(self.sched, ForkdScheduling):
+            self.sched.want(node)
 
     def _settle(self) -> bool:
         """Handle events until the warm level is known, and spawn the workers.
@@ -201,6 +232,7 @@ class ForkdSession(DSession):
                 raise CollectorLost("the collector's replacement found different tests")
             return nodes
         self.inbox.ids = ids
+        self.inbox.take_fixtures(warm.get("fixtures"))
         warn_about(warm["findings"], self.config)
         self._learn(warm["modules"], complete=True)
         self.inbox.dispatch(nodes[0], warm["events"])
@@ -307,7 +339,7 @@ class ForkdSession(DSession):
             self._summary_report = message
             self.report_line(f"\n{message}")
             self.triggershutdown()
-        elif more:
+        elif more or (isinstance(self.sched, ForkdScheduling) and self.sched.has_work):
             self.report_line(f"\nreplacing crashed worker {node.gateway.id}")
             self._replace(node)
         self._active_nodes.discard(node)
@@ -374,6 +406,13 @@ class ForkdSession(DSession):
         """A worker gave tests back; if it has died since, the scheduler has them already."""
         if self.sched is not None and node in self.sched.nodes:
             super().worker_unscheduled(node, indices)
+
+    def warn(self, text: str) -> None:
+        """Have the summary show a warning; where warnings are errors, the run goes on, too."""
+        try:
+            self.config.issue_config_time_warning(PytestForkdWarning(text), stacklevel=2)
+        except PytestForkdWarning:
+            self.report_line(f"forkd: {text}")
 
     def count_deselected(self, count: int) -> None:
         """Have the summary say how many tests were deselected, as it does in a plain run."""

@@ -53,6 +53,7 @@ class Settings:
     :ivar path: where the controller looks for modules first.
     :ivar testrunuid: the run's id: ``--testrunuid``, or made up.
     :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
+    :ivar own_scheduler: nobody has asked for one of xdist's modes of distribution.
     """
 
     workers: int | str
@@ -62,6 +63,7 @@ class Settings:
     path: list[str] = field(default_factory=list)
     keep: float = 0.0
     testrunuid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    own_scheduler: bool = False
 
 
 def parse_workers(text: str) -> int | str:

@@ -133,7 +133,7 @@ def test_a_death_in_any_phase_is_the_running_tests_own(
     assert_each_ran(pytester, tests=5)
     assert result.stdout.str().count("setup was here") == 1
     assert result.stdout.str().count("call was here") == (0 if phase == "setup" else 1)
-    assert result.stdout.str().count("replacing crashed worker") == 1
+    assert result.stdout.str().count("replacing crashed worker") <= 1
 
 
 def test_a_failed_call_is_still_told_when_the_teardown_kills_the_worker(
@@ -324,7 +324,8 @@ def test_no_other_test_is_blamed_lost_or_run_twice(
     assert result.ret == 1
     assert blamed(result) == CRASHING
     assert_each_ran(pytester, tests=20)
-    assert len(matching(result.outlines, "replacing crashed worker")) == 5
+    # There may be nothing left for a sixth worker, or be enough others.
+    assert len(matching(result.outlines, "replacing crashed worker")) in (3, 4, 5)
 
 
 def test_with_dist_each_every_worker_runs_every_test_once(
@@ -488,8 +489,10 @@ def test_a_plugin_may_queue_the_crashed_test_again(pytester: pytest.Pytester, ru
     assert len(counts) == 3
 
 
-def test_the_death_of_an_idle_worker_blames_no_test(pytester: pytest.Pytester, run: Runner) -> None:
-    """The test that it held back, waiting to learn which one comes next, runs elsewhere."""
+def test_a_worker_that_dies_waiting_has_not_torn_its_test_down(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """It waited to learn which test comes next, that is, which fixtures to tear down."""
     write_suite(
         pytester,
         conftest="""
@@ -526,8 +529,8 @@ def test_the_death_of_an_idle_worker_blames_no_test(pytester: pytest.Pytester, r
         """,
     )
     result = run("-rfE")
-    result.assert_outcomes(passed=8)
-    assert result.ret == 0
+    result.assert_outcomes(passed=7, failed=1)
+    assert len(blamed(result)) == 1
     assert_each_ran(pytester, tests=8)
     assert len(matching(result.outlines, "node down: Not properly terminated: signal SIGKILL")) == 1
     assert len(matching(result.outlines, "replacing crashed worker")) == 1

@@ -41,10 +41,6 @@ class Claims:
             return False
         return True
 
-    def release(self, index: int) -> None:
-        """Give the item at ``index`` back, so that it may be claimed again."""
-        fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, index)
-
     def close(self) -> None:
         """Close the file, which releases every claim of this process."""
         if self.fd >= 0:

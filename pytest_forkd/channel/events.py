@@ -7,12 +7,17 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
 ``logfinish``      ``[nodeid, location]``
 ``report``         ``[data]``: a test report, see :func:`pack_report`
-``complete``       ``[index, seconds]``: the item's run-test protocol has ended
+``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
+                   time counts waiting and shared fixtures; ``phases`` are those of set-up, call
+                   and teardown, ``None`` if the test was skipped
+``want``           ``[]``: the worker cannot go on without knowing its next item
+``fixture``        ``[key, seconds]``: the set-up of a fixture of a scope above function
 ``deselected``     ``[count]``: of items that will not run
 ``collectreport``  ``[data]``: a collection report that did not pass
 ``warning``        ``[data, when, nodeid, location]``
 ``ready``          ``[workerinfo]``
-``collection``     ``[ids]``, only from a worker that collected for itself
+``collection``     ``[ids, fixtures]``, only from a worker that collected for itself;
+                   ``fixtures`` as ``parent.fixtures.fixture_table`` makes it
 ``unscheduled``    ``[indices]``: given back after a ``steal``
 ``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
 ``internal_error`` ``[text]``

@@ -34,6 +34,7 @@ from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.findings import Finding, project_files
+from pytest_forkd.parent.fixtures import fixture_table
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
 from pytest_forkd.parent.preload import import_modules, named_modules
@@ -251,6 +252,7 @@ class CollectorPlugin:
                 "warm": {
                     "level": "collection",
                     "ids": [item.nodeid for item in session.items],
+                    "fixtures": fixture_table(session.items),
                     "events": self.interactor.outbox,
                     "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],

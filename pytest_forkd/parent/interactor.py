@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Generator, Sequence
@@ -24,8 +25,11 @@ from xdist.remote import (
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
+from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
 
 __all__ = ["Interactor"]
+
+_PHASES = {"setup": 0, "call": 1, "teardown": 2}
 
 
 class Interactor(WorkerInteractor):
@@ -48,13 +52,30 @@ class Interactor(WorkerInteractor):
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._queue: collections.deque[Any] = collections.deque()
+        #: Items that need no claim.
+        self._regained: set[int] = set()
         self._started: tuple[str, object] | None = None
+        #: The item that is running, and whether the one after it has been decided on.
+        self._item: pytest.Item | None = None
+        self._decided = False
+        self._pid = 0
+        #: Seconds of the running item that are not its own: waiting and shared fixtures; those that
+        #: it has waited in its teardown; and those of its phases.
+        self._elsewhere = 0.0
+        self._waiting = 0.0
+        self._phases = [0.0, 0.0, 0.0]
+        self._ran = False
+        self._fixtures = FixtureTimer(self._fixture_was_set_up)
         config.pluginmanager.register(self)
+        config.pluginmanager.register(self._fixtures, "forkd-fixture-timer")
 
     def identify(self, workerinput: dict[str, Any]) -> None:
         """Take the worker's name from its ``workerinput``."""
         self.workerid = dict.__getitem__(workerinput, "workerid")
         self.testrunuid = dict.__getitem__(workerinput, "testrunuid")
+
+    def _is_first(self) -> bool:
+        return str(self.workerid) == "gw0"
 
     def attach(self, channel: WorkerChannel, claims: Claims | None) -> None:
         """Report to the controller from now on, and take commands from it."""
@@ -138,7 +159,10 @@ class Interactor(WorkerInteractor):
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if self._channel is not None:
-            self.outbox.append(["collection", [item.nodeid for item in session.items]])
+            ids = [item.nodeid for item in session.items]
+            # All workers collect the same: one of them tells what is shared.
+            table = fixture_table(session.items) if self._is_first() else None
+            self.outbox.append(["collection", ids, table])
             self.flush()
 
     @pytest.hookimpl
@@ -166,31 +190,93 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._pid = os.getpid()
+        in_teardown = self._decide_in_teardown()
         self.nextitem_index = self._next_index()
         while self.nextitem_index is not Marker.SHUTDOWN:
-            self.run_one_test()
+            self.run_one_test(in_teardown=in_teardown)
             if session.shouldfail or session.shouldstop:
                 break
+            self._decide()  # unless its teardown has done so
         self.flush()
         return True
 
-    def run_one_test(self) -> None:
+    def run_one_test(self, *, in_teardown: bool = False) -> None:
+        """Run the item at ``nextitem_index``.
+
+        :param in_teardown: whether the item after it is decided on when its teardown begins, so
+            that nothing is held back by a test that is running. Otherwise that is done first.
+        """
         assert isinstance(self.nextitem_index, int)
         self.item_index = self.nextitem_index
-        self.nextitem_index = self._next_index()
+        self._decided = False
+        if not in_teardown:
+            self._decide()
+        self._elsewhere = self._waiting = 0.0
         items = self.session.items
-        item = items[self.item_index]
-        nextitem = items[self.nextitem_index] if isinstance(self.nextitem_index, int) else None
+        self._item = item = items[self.item_index]
 
         self._started = (item.nodeid, item.location)
+        self._phases = [0.0, 0.0, 0.0]
+        self._ran = False
+        self._fixtures.spent = 0.0
         self.outbox.append(["start", self.item_index, item.location])
         self.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
         start = time.perf_counter()
-        self.config.hook.pytest_runtest_protocol(item=item, nextitem=nextitem)
-        duration = time.perf_counter() - start
+        self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
+        duration = time.perf_counter() - start - self._elsewhere - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
-        self.outbox.append(["complete", self.item_index, duration])
+        self._item = None
+        phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
+        self.outbox.append(["complete", self.item_index, max(0.0, duration), phases])
+
+    def _nextitem(self) -> pytest.Item | None:
+        """The next item: for certain once it is decided on, and the likely one before that."""
+        index = self.nextitem_index
+        if not self._decided:
+            index = self._queue[0] if self._queue else Marker.SHUTDOWN
+        return self.session.items[index] if isinstance(index, int) else None
+
+    def _decide(self) -> None:
+        """Decide which item is the next, once for each item; waits for one if need be."""
+        if not self._decided:
+            self.nextitem_index = self._next_index()
+            self._decided = True
+
+    def _decide_in_teardown(self) -> bool:
+        """Have the next item decided on when the phase begins that must know it.
+
+        Every implementation of ``pytest_runtest_teardown`` is to be given the same, true
+        ``nextitem``, whoever calls the hook. pluggy has no hook for that: its hook caller is given
+        another function to execute the implementations with.
+
+        :returns: whether that is possible with this version of pluggy.
+        """
+        caller: Any = self.config.hook.pytest_runtest_teardown
+        execute = getattr(caller, "_hookexec", None)
+        if not callable(execute):
+            return False
+
+        def decide_and_execute(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
+            session = self.session
+            if (
+                kwargs.get("item") is self._item is not None
+                and not (session.shouldfail or session.shouldstop)
+                and os.getpid() == self._pid  # not in what the test has forked
+            ):
+                self._decide()
+                kwargs = {**kwargs, "nextitem": self._nextitem()}
+            return execute(name, methods, kwargs, firstresult)
+
+        try:
+            caller._hookexec = decide_and_execute
+        except AttributeError:
+            return False
+        return True
+
+    def _fixture_was_set_up(self, key: str, seconds: float) -> None:
+        self.outbox.append(["fixture", key, round(seconds, 5)])
 
     @pytest.hookimpl
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
@@ -210,10 +296,25 @@ class Interactor(WorkerInteractor):
         data["worker_id"] = self.workerid
         data["testrun_uid"] = self.testrunuid
         assert self.session.items[self.item_index].nodeid == report.nodeid
+        self._count(report, data)
         self.outbox.append(["report", pack_report(data)])
         if report.when != "teardown" and (report.sections or report.failed):
             # Should the test crash its worker now, this is part of the story.
             self.flush()
+
+    def _count(self, report: pytest.TestReport, data: dict[str, Any]) -> None:
+        """Count what a phase took; in what is reported, waiting is no part of it."""
+        if report.when == "teardown" and self._waiting:
+            data["duration"] = max(0.0, report.duration - self._waiting)
+            self._waiting = 0.0
+        phase = _PHASES.get(str(report.when))
+        if phase is None:
+            return
+        shared, self._fixtures.spent = self._fixtures.spent, 0.0
+        self._elsewhere += shared
+        self._phases[phase] += max(0.0, data["duration"] - shared)
+        if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
+            self._ran = True
 
     # -- commands ------------------------------------------------------------------------------
 
@@ -223,10 +324,16 @@ class Interactor(WorkerInteractor):
             self._receive(wait=False)
             while self._queue:
                 index = self._queue.popleft()
-                if index is Marker.SHUTDOWN or self._claims is None or self._claims.claim(index):
+                if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
                     return index
+            # Until it is answered; what comes may have been taken back before it was read.
+            self.outbox.append(["want"])
             self.flush()
+            start = time.perf_counter()
             self._receive(wait=True)
+            seconds = time.perf_counter() - start
+            self._waiting += seconds
+            self._elsewhere += seconds
 
     def _receive(self, *, wait: bool) -> None:
         assert self._channel is not None
@@ -244,11 +351,22 @@ class Interactor(WorkerInteractor):
                 self._queue.append(Marker.SHUTDOWN)
             elif name == "steal":
                 self.steal(kwargs["indices"])
+            elif name == "regain":
+                # Taken back without a word, and given again: the controller holds the claim.
+                again = set(kwargs["indices"])
+                self._drop(again)
+                self._regained |= again
 
     def steal(self, indices: Any) -> None:
         """Give back the items at ``indices`` that are still queued."""
-        wanted = set(indices)
-        stolen = [index for index in self._queue if index in wanted]
-        self._queue = collections.deque(index for index in self._queue if index not in wanted)
-        self.outbox.append(["unscheduled", stolen])
+        self.outbox.append(["unscheduled", self._drop(set(indices))])
         self.flush()
+
+    def _drop(self, wanted: set[int]) -> list[int]:
+        """Take out of the queue what is in it of ``wanted``."""
+        found = [index for index in self._queue if index in wanted]
+        self._queue = collections.deque(index for index in self._queue if index not in wanted)
+        return found
+
+    def _claim(self, index: int) -> bool:
+        return self._claims is None or self._claims.claim(index)

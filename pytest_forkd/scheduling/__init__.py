@@ -1,0 +1,7 @@
+"""forkd's own scheduler, and what it expects tests and shared fixtures to take."""
+
+from pytest_forkd.scheduling.estimates import Estimates, SharedFixtures
+from pytest_forkd.scheduling.modes import SplitScope, make_scheduler
+from pytest_forkd.scheduling.scheduler import ForkdScheduling
+
+__all__ = ["Estimates", "ForkdScheduling", "SharedFixtures", "SplitScope", "make_scheduler"]

@@ -1,0 +1,344 @@
+"""forkd's scheduler: longest first, in shrinking chunks, and what has not begun is taken back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from xdist.report import report_collection_diff
+
+from pytest_forkd.scheduling.estimates import Estimates
+from pytest_forkd.scheduling.pool import Pool
+
+__all__ = ["ForkdScheduling"]
+
+#: A worker is given more before it asks when it has no more than this many items left, which are
+#: expected to take no more than this many seconds: it shall not wait for an answer.
+LOW_ITEMS = 8
+LOW_SECONDS = 0.01
+
+
+class _Share:
+    """What one node has been given."""
+
+    __slots__ = ("committed", "items", "since", "stealing_for", "wanting")
+
+    def __init__(self) -> None:
+        #: What it has not completed, in the order in which it runs; the first may be running.
+        self.items: dict[int, None] = {}
+        #: What is known to be beyond recall.
+        self.committed: set[int] = set()
+        #: When the first item began, as far as that is known.
+        self.since = 0.0
+        #: The node has asked for items and has not been answered.
+        self.wanting = False
+        #: What is being taken back from this node, and for whom.
+        self.stealing_for: tuple[Any, tuple[int, ...]] | None = None
+
+
+class ForkdScheduling:
+    """Gives each worker about the same expected time; implements ``xdist.scheduler.Scheduling``.
+
+    Life cycle: ``ForkdSession`` makes it when the run loop starts. Each node is added when it is
+    ready (:meth:`add_node`) and when its collection is known (:meth:`add_node_collection`). Once
+    those of all nodes that the run began with are known, :meth:`schedule` deals the first chunks.
+    From then on the session tells of each completed test (:meth:`mark_test_complete`), and of each
+    worker that cannot go on without knowing its next item (:meth:`want`), which is always answered:
+    with items from the pool, with items that are taken back from the node with the most work left,
+    or with a shutdown. The session calls :meth:`take_out` with a worker that died, whose
+    replacement is added like any other node.
+
+    A node is anything with ``send_runtest_some``, ``send_steal``, ``shutdown``, ``shutting_down``
+    and ``gateway.id``. Nothing here waits, reads or writes.
+
+    :param config: the controller's configuration; plugins look for it here.
+    :param nodes: how many collections there will be at the start.
+    :param estimate: called once with the ids of all items, when they are known.
+    :param reorder: see :class:`~pytest_forkd.scheduling.pool.Pool`.
+    :param report: called with a failed collection report if nodes have different collections.
+    :param clock: seconds.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        nodes: int,
+        estimate: Callable[[Sequence[str]], Estimates] = Estimates,
+        *,
+        reorder: bool = True,
+        report: Callable[[pytest.CollectReport], object] = lambda report: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.numnodes = nodes
+        self.collection: list[str] | None = None
+        self._estimate = estimate
+        self._reorder = reorder
+        self._report = report
+        self._clock = clock
+        self._collections: dict[Any, Sequence[str]] = {}
+        self._shares: dict[Any, _Share] = {}
+        self._estimates = Estimates(())
+        self._pool = Pool(self._estimates, 1)
+        #: How many tests have been completed by nobody.
+        self._left = 0
+
+    # -- what xdist asks -----------------------------------------------------------------------
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The nodes that may be given tests, or have some."""
+        return list(self._shares)
+
+    @property
+    def collection_is_completed(self) -> bool:
+        """Whether the nodes that the run began with have all collected."""
+        return len(self._collections) >= self.numnodes
+
+    @property
+    def tests_finished(self) -> bool:
+        """Whether no node has more than the test that it is running, and nothing is left."""
+        if self._left > len(self._shares) or not self.collection_is_completed or self._pool:
+            return False
+        return all(
+            len(share.items) < 2 and share.stealing_for is None for share in self._shares.values()
+        )
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether any test has not been completed."""
+        return self._left > 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything that another worker could be given."""
+        return bool(self._pool) or any(len(share.items) > 1 for share in self._shares.values())
+
+    # -- what the session tells ----------------------------------------------------------------
+
+    def add_node(self, node: Any) -> None:
+        """A worker is ready."""
+        self._shares[node] = _Share()
+
+    def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
+        """A worker has collected; a replacement that found other tests is given none."""
+        if self.collection is not None and list(collection) != self.collection:
+            node.shutdown()
+            return
+        self._collections[node] = collection
+
+    def schedule(self) -> None:
+        """Deal the first chunks; later, give work to nodes that have none."""
+        if self.collection is None:
+            if not self._same_collections():
+                return
+            collection = next(iter(self._collections.values()))
+            self.collection = collection if isinstance(collection, list) else list(collection)
+            self._estimates = self._estimate(self.collection)
+            self._pool = Pool(self._estimates, max(1, len(self._shares)), reorder=self._reorder)
+            self._left = len(self.collection)
+        for node, share in list(self._shares.items()):
+            if not share.items and node in self._collections:
+                share.wanting = True
+        self._serve()
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        """A worker has completed a test.
+
+        :param duration: seconds, without shared fixtures.
+        """
+        share = self._shares[node]
+        if item_index not in share.items:
+            return
+        del share.items[item_index]
+        share.committed.discard(item_index)
+        share.since = self._clock()
+        share.wanting = False
+        self._left -= 1
+        self._estimates.learn(item_index, duration)
+        if (
+            len(share.items) <= LOW_ITEMS
+            and self._pool
+            and not node.shutting_down
+            and sum(map(self._estimates.time, share.items)) <= LOW_SECONDS
+        ):
+            self._deal(node, share)
+
+    def want(self, node: Any) -> None:
+        """A worker has reached the end of its only test and must know what comes next."""
+        share = self._shares.get(node)
+        if share is None or node.shutting_down:
+            return
+        share.wanting = True
+        if self.collection is not None:
+            self._serve()
+
+    def mark_test_pending(self, item: str) -> None:
+        """Run a test (again)."""
+        assert self.collection is not None
+        self._left += 1
+        self._pool.put_back([self.collection.index(item)])
+        self._serve()
+
+    def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
+        """A worker has given back what was asked for, as far as it had not begun it."""
+        share = self._shares[node]
+        back = [index for index in indices if index in share.items]
+        for index in back:
+            del share.items[index]
+        thief: Any = None
+        if share.stealing_for is not None:
+            thief, asked = share.stealing_for
+            share.stealing_for = None
+            share.committed.update(index for index in asked if index in share.items)
+        if back:
+            other = self._shares.get(thief)
+            if other is not None and other.wanting and not thief.shutting_down:
+                self._send(thief, other, back)
+            else:
+                self._pool.put_back(back)
+        self._serve()
+
+    def remove_node(self, node: Any) -> str | None:
+        """Forget a node.
+
+        :returns: the id of the test that it had begun, if it had any.
+        """
+        items = list(self._shares[node].items)
+        self.take_out(node, items[0] if items else None)
+        if not items:
+            return None
+        assert self.collection is not None
+        return self.collection[items[0]]
+
+    def take_out(self, node: Any, running: int | None) -> bool:
+        """Forget a node that died; what it had not begun goes back.
+
+        :param running: the item that it was running, which counts as completed.
+        :returns: whether there is work for a replacement.
+        """
+        share = self._shares.pop(node)
+        if running in share.items:
+            del share.items[running]
+            self._left -= 1
+        if share.items:
+            self._pool.put_back(list(share.items))
+        for other in self._shares.values():
+            if other.stealing_for is not None and other.stealing_for[0] is node:
+                other.stealing_for = (None, other.stealing_for[1])
+        if self.collection is None:
+            return True
+        self._serve()
+        return self.has_work
+
+    def withdraw(self) -> None:
+        """Take back from all nodes what they have not begun: the run is to end."""
+        for node, share in list(self._shares.items()):
+            items = tuple(share.items)[1:]
+            if items and share.stealing_for is None:
+                share.stealing_for = (None, items)
+                node.send_steal(list(items))
+
+    # -- dealing and stealing ------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Answer every node that has nothing to go on with."""
+        for node, share in list(self._shares.items()):
+            if not share.wanting or node.shutting_down:
+                continue
+            if len(share.items) > 1:
+                continue  # more is on its way already
+            if self._pool:
+                self._deal(node, share)
+            elif not self._steal(node):
+                node.shutdown()
+
+    def _deal(self, node: Any, share: _Share) -> None:
+        workers = sum(not other.shutting_down for other in self._shares)
+        self._send(node, share, self._pool.deal(max(1, workers)))
+
+    def _send(self, node: Any, share: _Share, indices: list[int]) -> None:
+        if not share.items:
+            share.since = self._clock()
+        share.items.update(dict.fromkeys(indices))
+        share.committed.difference_update(indices)
+        if share.wanting:
+            # It is as good as begun. Otherwise the last of all tests could go round for ever among
+            # workers that are at the end of another one.
+            share.committed.add(indices[0])
+        share.wanting = False
+        node.send_runtest_some(indices)
+
+    def _steal(self, thief: Any) -> bool:
+        """Take back items for a node, where that ends the run sooner.
+
+        :returns: whether it has anything to wait for.
+        """
+        if any(share.stealing_for is not None for share in self._shares.values()):
+            return True  # asked again when that has been answered
+        now = self._clock()
+        plans = []
+        for node, share in self._shares.items():
+            if node is thief or len(share.items) < 2:
+                continue
+            plan = self._cut(share, now)
+            if plan is not None:
+                plans.append((plan[0], node, share, plan[1]))
+        if not plans:
+            return False
+        _left, node, share, indices = max(plans, key=lambda plan: plan[0])
+        share.stealing_for = (thief, tuple(indices))
+        node.send_steal(indices)
+        return True
+
+    def _cut(self, share: _Share, now: float) -> tuple[float, list[int]] | None:
+        """Where to cut a node's queue so that both parts end as soon as possible.
+
+        :returns: the seconds that the node has left, and what to take; ``None`` if it is best to
+            leave everything where it is.
+        """
+        estimates = self._estimates
+        items = list(share.items)
+        expected = estimates.time(items[0])
+        elapsed = max(0.0, now - share.since)
+        # What takes longer than expected may well take as long again.
+        head = max(expected - elapsed, elapsed - expected, expected / 10, 1e-6)
+        begun = 1
+        while begun < len(items) and items[begun] in share.committed:
+            head += estimates.time(items[begun])
+            begun += 1
+        steps = [
+            estimates.time(index) + estimates.enter(items[at], index)
+            for at, index in enumerate(items[begun:], begun - 1)
+        ]
+        total = tail = head + sum(steps)
+        tail -= head
+        best, cut = total, None
+        for at in range(begun, len(items)):
+            again = estimates.shared(items[at - 1], items[at])
+            longer = max(head, tail + again)
+            # What is won must be more than the fixtures' time that is paid again.
+            if longer < best and total - longer > again:
+                best, cut = longer, at
+            head += steps[at - begun]
+            tail -= steps[at - begun]
+        return None if cut is None else (total, items[cut:])
+
+    def _same_collections(self) -> bool:
+        """Report where nodes have collected different tests; none is run then."""
+        (first, ids), *others = self._collections.items()
+        same = True
+        for node, other in others:
+            if other is ids:
+                continue
+            text = report_collection_diff(ids, other, first.gateway.id, node.gateway.id)
+            if text:
+                same = False
+                self._report(
+                    pytest.CollectReport(
+                        nodeid=node.gateway.id, outcome="failed", longrepr=text, result=[]
+                    )
+                )
+        return same

@@ -142,7 +142,7 @@ class ForkdScheduling:
             self.collection = collection if isinstance(collection, list) else list(collection)
             self._estimates = self._estimate(self.collection)
             workers = max(1, len(self._shares))
-            # A single worker runs neighbours in the order of collection: it wins nothing by another.
+            # A single worker wins nothing by another order than that of collection.
             reorder = self._reorder and (workers > 1 or self._estimates.scopes is not None)
             self._pool = Pool(self._estimates, workers, reorder=reorder)
             self._left = len(self.collection)

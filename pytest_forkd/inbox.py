@@ -207,6 +207,7 @@ class Inbox:
     ) -> None:
         code = returncode if isinstance(returncode, int) else None
         node.interruption = (_text(kind), _text(message), code)
+        self._session.stop_dealing()
 
     def _on_internal_error(self, node: ForkdWorkerController, text: Any) -> None:
         node.internal_error = True

@@ -155,9 +155,13 @@ class ForkdSession(DSession):
 
     def triggershutdown(self) -> None:
         """Shut down all workers; a run that is to stop does not wait for what they have queued."""
-        stopping = self.shouldstop and not self.shuttingdown
         super().triggershutdown()
-        if stopping and isinstance(self.sched, ForkdScheduling):
+        if self.shouldstop:
+            self.stop_dealing()
+
+    def stop_dealing(self) -> None:
+        """The run is to end: no worker begins what it has queued."""
+        if isinstance(self.sched, ForkdScheduling):
             self.sched.withdraw()
 
     def worker_wants(self, node: ForkdWorkerController) -> None:

@@ -709,12 +709,13 @@ def test_exit_in_a_test_ends_the_run_with_its_reason(
     make_recorder(pytester)
     pytester.makepyfile(
         """
-        import pytest
+        import pytest, time
         from recorder import record
 
         @pytest.mark.parametrize("i", range(40))
         def test_it(i):
             record("test", i=i)
+            time.sleep(0.01)
             if i == 1:
                 pytest.exit("no database", returncode=42)
         """
@@ -730,7 +731,7 @@ def test_an_interrupt_in_a_test_interrupts_the_run(pytester: pytest.Pytester, ru
     make_recorder(pytester)
     pytester.makepyfile(
         """
-        import pytest
+        import pytest, time
         from recorder import record
 
         @pytest.fixture(scope="session", autouse=True)
@@ -742,6 +743,7 @@ def test_an_interrupt_in_a_test_interrupts_the_run(pytester: pytest.Pytester, ru
         @pytest.mark.parametrize("i", range(40))
         def test_it(i):
             record("test", i=i)
+            time.sleep(0.01)
             if i == 1:
                 raise KeyboardInterrupt
         """

@@ -86,6 +86,7 @@ class FixtureTimer:
     def pytest_fixture_setup(
         self, fixturedef: Any, request: Any
     ) -> Generator[None, object, object]:
+        __tracebackhide__ = True  # a traceback shows what it shows in a plain run
         if fixturedef.scope == "function":
             return (yield)
         before, self.spent = self.spent, 0.0

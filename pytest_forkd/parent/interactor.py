@@ -259,6 +259,7 @@ class Interactor(WorkerInteractor):
             return False
 
         def decide_and_execute(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
+            __tracebackhide__ = True  # a traceback shows what it shows in a plain run
             session = self.session
             if (
                 kwargs.get("item") is self._item is not None

@@ -26,6 +26,8 @@ _SCOPES = {
     "loadfile": LoadFileScheduling,
     "loadgroup": LoadGroupScheduling,
 }
+#: Options of pytest's that put tests into an order which is meant to be kept.
+_IN_ORDER = ("failedfirst", "newfirst", "stepwise")
 
 
 def make_scheduler(
@@ -45,10 +47,12 @@ def make_scheduler(
         if dist not in _SCOPES:
             return None
         split_scope = _split_scope(_SCOPES[dist])
+    in_order = split_scope is not None and not getattr(config.option, "loadscopereorder", True)
+    in_order = in_order or any(getattr(config.option, name, False) for name in _IN_ORDER)
     return ForkdScheduling(
         config,
         len(config.option.tx),
         lambda ids: estimate(ids, split_scope),
-        reorder=split_scope is None or getattr(config.option, "loadscopereorder", True),
+        reorder=not in_order,
         report=lambda report: config.hook.pytest_collectreport(report=report),
     )

@@ -82,6 +82,8 @@ class ForkdScheduling:
         self._shares: dict[Any, _Share] = {}
         self._estimates = Estimates(())
         self._pool = Pool(self._estimates, 1)
+        #: The run is to end: nothing more is dealt.
+        self._stopped = False
         #: How many tests have been completed by nobody.
         self._left = 0
 
@@ -114,6 +116,8 @@ class ForkdScheduling:
     @property
     def has_work(self) -> bool:
         """Whether there is anything that another worker could be given."""
+        if self._stopped:
+            return False
         return bool(self._pool) or any(len(share.items) > 1 for share in self._shares.values())
 
     # -- what the session tells ----------------------------------------------------------------
@@ -137,7 +141,10 @@ class ForkdScheduling:
             collection = next(iter(self._collections.values()))
             self.collection = collection if isinstance(collection, list) else list(collection)
             self._estimates = self._estimate(self.collection)
-            self._pool = Pool(self._estimates, max(1, len(self._shares)), reorder=self._reorder)
+            workers = max(1, len(self._shares))
+            # A single worker wins nothing by another order than that of collection.
+            reorder = self._reorder and (workers > 1 or self._estimates.scopes is not None)
+            self._pool = Pool(self._estimates, workers, reorder=reorder)
             self._left = len(self.collection)
         for node, share in list(self._shares.items()):
             if not share.items and node in self._collections:
@@ -161,6 +168,7 @@ class ForkdScheduling:
         if (
             len(share.items) <= LOW_ITEMS
             and self._pool
+            and not self._stopped
             and not node.shutting_down
             and sum(map(self._estimates.time, share.items)) <= LOW_SECONDS
         ):
@@ -195,7 +203,7 @@ class ForkdScheduling:
             share.committed.update(index for index in asked if index in share.items)
         if back:
             other = self._shares.get(thief)
-            if other is not None and other.wanting and not thief.shutting_down:
+            if other is not None and other.wanting and not (self._stopped or thief.shutting_down):
                 self._send(thief, other, back)
             else:
                 self._pool.put_back(back)
@@ -234,7 +242,10 @@ class ForkdScheduling:
         return self.has_work
 
     def withdraw(self) -> None:
-        """Take back from all nodes what they have not begun: the run is to end."""
+        """The run is to end: deal no more, and take back what the nodes have not begun."""
+        if self._stopped:
+            return
+        self._stopped = True
         for node, share in list(self._shares.items()):
             items = tuple(share.items)[1:]
             if items and share.stealing_for is None:
@@ -250,7 +261,9 @@ class ForkdScheduling:
                 continue
             if len(share.items) > 1:
                 continue  # more is on its way already
-            if self._pool:
+            if self._stopped:
+                node.shutdown()
+            elif self._pool:
                 self._deal(node, share)
             elif not self._steal(node):
                 node.shutdown()

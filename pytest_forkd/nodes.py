@@ -19,6 +19,7 @@ from pytest_forkd.backends.base import Backend, BackendError, RunRequest, Worker
 from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.passed import PassedItem
 from pytest_forkd.channel.wire import CHANNEL_ID
 
 __all__ = ["ForkdNodeManager", "ForkdWorkerController"]
@@ -58,6 +59,8 @@ class ForkdWorkerController(WorkerController):
         #: What is to be told once the running item has ended, and the last of its reports.
         self.held: list[Callable[[], None]] = []
         self.last_report: pytest.TestReport | None = None
+        #: What makes the reports of the running item that come in their short form.
+        self.passed: PassedItem | None = None
         #: What a replacement that collects for itself has told of itself.
         self.ready: dict[str, Any] | None = None
         #: How the process ended, once it has.

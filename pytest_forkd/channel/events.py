@@ -5,7 +5,9 @@ A message is a JSON list of events, each a list that starts with the event's nam
 =================  =====================================================================
 ``start``          ``[index, location]``: the item is about to run
 ``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
-``logfinish``      ``[nodeid, location]``
+``logfinish``      ``[nodeid, location]``, or nothing where both are those of ``start``
+``passed``         ``[when, duration, start, stop, keywords]``: a report of the running item, see
+                   :mod:`pytest_forkd.channel.passed`; no keywords where they are as before
 ``report``         ``[data]``: a test report, see :func:`pack_report`
 ``complete``       ``[index, seconds]``: the item's run-test protocol has ended
 ``deselected``     ``[count]``: of items that will not run

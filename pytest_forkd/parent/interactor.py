@@ -23,6 +23,7 @@ from xdist.remote import (
 
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
+from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 
 __all__ = ["Interactor"]
@@ -48,7 +49,12 @@ class Interactor(WorkerInteractor):
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._queue: collections.deque[Any] = collections.deque()
+        #: Node id and location of the item that "start" has told of, and of whose "logstart".
+        self._running: tuple[str, object] | None = None
         self._started: tuple[str, object] | None = None
+        #: The keywords that the running item's reports have had.
+        self._keywords: list[str] | None = None
+        self._pytest_alone = PytestAlone(config.hook.pytest_report_to_serializable)
         config.pluginmanager.register(self)
 
     def identify(self, workerinput: dict[str, Any]) -> None:
@@ -182,7 +188,8 @@ class Interactor(WorkerInteractor):
         item = items[self.item_index]
         nextitem = items[self.nextitem_index] if isinstance(self.nextitem_index, int) else None
 
-        self._started = (item.nodeid, item.location)
+        self._running = self._started = (item.nodeid, item.location)
+        self._keywords = None
         self.outbox.append(["start", self.item_index, item.location])
         self.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
@@ -201,10 +208,22 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        self.outbox.append(["logfinish", nodeid, location])
+        if self._running == (nodeid, location):
+            self.outbox.append(["logfinish"])
+        else:
+            self.outbox.append(["logfinish", nodeid, location])
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._running is not None and self._pytest_alone:
+            passed = as_passed(report, *self._running)
+            if passed is not None:
+                if passed[-1] == self._keywords:
+                    del passed[-1]
+                else:
+                    self._keywords = passed[-1]
+                self.outbox.append(["passed", *passed])
+                return
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         data["item_index"] = self.item_index
         data["worker_id"] = self.workerid

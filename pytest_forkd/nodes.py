@@ -90,6 +90,7 @@ class ForkdWorkerController(WorkerController):
         if self.channel.id != CHANNEL_ID:
             raise RuntimeError(f"a plugin has opened a channel on {self.gateway!r}")
         self.channel.setcallback(self.process_from_remote, endmarker=Marker.END)
+        self.gateway.on_message = self.received
 
     def packed_workerinput(self) -> str:
         """The node's ``workerinput``, ready to be sent.
@@ -138,7 +139,7 @@ class ForkdWorkerController(WorkerController):
         """
         if self._down or self.end is not None:
             return
-        self.log(f"sending command {name}(**{kwargs})")
+        self.log("sending command", name, kwargs)
         payload = json.dumps([name, kwargs], separators=(",", ":")).encode("ascii")
         try:
             self.channel.send(payload)
@@ -170,12 +171,15 @@ class ForkdWorkerController(WorkerController):
 
     # -- what comes back -----------------------------------------------------------------------
 
-    def process_from_remote(self, eventcall: Any) -> None:
+    def received(self, payload: bytes) -> None:
         """Hand a message to the session; it is decoded there."""
+        # Not notify_inproc(), which would format the message for a log that nobody keeps.
+        self.putevent(("batch", {"node": self, "payload": payload}))
+
+    def process_from_remote(self, eventcall: Any) -> None:
+        """Note the end of the channel, the only thing that execnet's own machinery brings."""
         if eventcall is Marker.END:
             self.log("channel closed")  # how it ended is told by the backend
-        elif isinstance(eventcall, bytes):
-            self.notify_inproc("batch", node=self, payload=eventcall)
         else:
             self.broke_protocol(f"a {type(eventcall).__name__} instead of a message")
 

@@ -164,13 +164,19 @@ def unpack_report(data: Any) -> dict[str, Any]:
     return data
 
 
+# ``json.dumps`` would make an encoder for each message, and ``json.loads`` guess the encoding and
+# look for white space.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_raw_decode = json.JSONDecoder().raw_decode
+
+
 def encode_batch(events: list[list[Any]]) -> bytes:
     """A message of several events.
 
     :raises execnet.DumpError: if an event holds something that is no builtin; it names the event.
     """
     try:
-        return json.dumps(events, separators=(",", ":")).encode("ascii")
+        return _encode(events).encode("ascii")
     except (TypeError, ValueError) as exc:
         names = ", ".join(sorted({str(event[0]) for event in events}))
         raise DumpError(f"cannot send to the controller ({names}): {exc}") from exc
@@ -182,9 +188,12 @@ def decode_batch(payload: bytes) -> list[list[Any]]:
     :raises ValueError: if it is not a list of events.
     """
     try:
-        events = json.loads(payload)
+        text = payload.decode("ascii")
+        events, end = _raw_decode(text)
     except RecursionError:
         raise ValueError("a message is nested too deeply") from None
+    if end != len(text):
+        raise ValueError("a message goes on after its end")
     if not isinstance(events, list):
         raise ValueError("a message is not a list of events")
     for event in events:

@@ -17,6 +17,7 @@ from xdist.dsession import DSession, Interrupted
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
+from pytest_forkd.garbage import fewer_full_collections
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
@@ -118,7 +119,8 @@ class ForkdSession(DSession):
         if not self._settle():
             return True
         try:
-            return super().pytest_runtestloop()
+            with fewer_full_collections():
+                return super().pytest_runtestloop()
         except Interrupted:
             if self._exit is not None:
                 raise self._exit from None

@@ -23,6 +23,7 @@ from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
 from pytest_forkd.settings import Settings
+from pytest_forkd.terminal import batched_terminal
 from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
@@ -118,8 +119,10 @@ class ForkdSession(DSession):
         """Wait for the collection, then loop as xdist does."""
         if not self._settle():
             return True
+        assert self.nodemanager is not None
         try:
-            with fewer_full_collections():
+            with fewer_full_collections(), batched_terminal(self.terminal) as flush:
+                self.nodemanager.events.before_wait = flush
                 return super().pytest_runtestloop()
         except Interrupted:
             if self._exit is not None:

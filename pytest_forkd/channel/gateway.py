@@ -47,6 +47,8 @@ class EventQueue:
     def __init__(self) -> None:
         self._events: collections.deque[tuple[str, dict[str, Any]]] = collections.deque()
         self._selector = selectors.DefaultSelector()
+        #: Called before :meth:`get` waits.
+        self.before_wait: Callable[[], None] | None = None
 
     def put(self, event: tuple[str, dict[str, Any]]) -> None:
         """Append an event: its name and its arguments."""
@@ -60,6 +62,8 @@ class EventQueue:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._events:
+            if self.before_wait is not None:
+                self.before_wait()
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             self.poll(remaining if block else 0)
             if not self._events and (

@@ -7,11 +7,13 @@ the session. An event that no worker of ours would send ends that worker and tou
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
+from pytest_forkd.channel.passed import PHASES, PassedReports
 from pytest_forkd.nodes import ForkdWorkerController
 from pytest_forkd.safewarnings import rebuild_warning
 from pytest_forkd.scheduling import SharedFixtures
@@ -48,6 +50,15 @@ class Inbox:
         self._deselecting: ForkdWorkerController | None = None
         #: Whether workers collect for themselves.
         self.workers_collect = False
+        self._passed = PassedReports(
+            self._config.hook.pytest_report_from_serializable, self._deserialize
+        )
+        #: By the event's name: its handler, and how few and how many arguments that takes.
+        self._handlers = {
+            name.removeprefix("_on_"): _handler(getattr(self, name))
+            for name in dir(type(self))
+            if name.startswith("_on_")
+        }
 
     def receive(self, node: ForkdWorkerController, payload: bytes) -> None:
         """Handle one message, which holds several events."""
@@ -61,10 +72,12 @@ class Inbox:
     def dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
         """Handle events, up to the first bad one."""
         for name, *args in events:
-            handler = getattr(self, f"_on_{name}", None)
+            handler, fewest, most = self._handlers.get(name, _UNKNOWN)
             try:
                 if handler is None:
                     raise BadEvent("unknown event")
+                if not fewest <= len(args) <= most:
+                    raise BadEvent(f"{len(args)} arguments")
                 handler(node, *args)
             except BadEvent as exc:
                 node.broke_protocol(f"{name}: {exc}")
@@ -89,23 +102,63 @@ class Inbox:
         node.running = index
         node.location = location = _location(location)
         node.held.clear()
+        node.passed = None
         self._session.worker_logstart(node, nodeid, location)
 
     def _on_logstart(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
         self._session.worker_logstart(node, _text(nodeid), _location(location))
 
-    def _on_logfinish(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
-        arguments = (_text(nodeid), _location(location))
+    def _on_logfinish(
+        self, node: ForkdWorkerController, nodeid: Any = None, location: Any = None
+    ) -> None:
+        if nodeid is None:
+            arguments = (self.nodeid(node, node.running), node.location)
+        else:
+            arguments = (_text(nodeid), _location(location))
         node.held.append(lambda: self._session.worker_logfinish(node, *arguments))
 
     def _on_report(self, node: ForkdWorkerController, data: Any) -> None:
         report = self._report(data)
         if not isinstance(report, pytest.TestReport):
             raise BadEvent("not a test report")
+        self._hold(node, report)
+
+    def _hold(self, node: ForkdWorkerController, report: pytest.TestReport) -> None:
         # Reports that come before the test has ended are held back: should it crash its worker
         # now, the crash is its outcome, and they are part of the story.
         node.last_report = report
         node.held.append(lambda: self._session.worker_testreport(node, report))
+
+    def _on_passed(
+        self,
+        node: ForkdWorkerController,
+        when: Any,
+        duration: Any,
+        start: Any,
+        stop: Any,
+        keywords: Any = None,
+    ) -> None:
+        if keywords is not None:
+            if not isinstance(keywords, list):
+                raise BadEvent("no keywords")
+            for name in keywords:
+                _text(name)
+            added = {
+                "item_index": node.running,
+                "worker_id": node.workerinput["workerid"],
+                "testrun_uid": node.workerinput["testrunuid"],
+            }
+            nodeid = self.nodeid(node, node.running)
+            node.passed = self._passed.of_item(nodeid, node.location, keywords, added)
+        if node.passed is None or when not in PHASES:
+            raise BadEvent("no report of a running item")
+        for seconds in (duration, start, stop):
+            if type(seconds) is not float:
+                raise BadEvent("no time")
+        report = node.passed.report(when, duration, start, stop)
+        if not isinstance(report, pytest.TestReport):
+            raise BadEvent("not a test report")
+        self._hold(node, report)
 
     def _on_collectreport(self, node: ForkdWorkerController, data: Any) -> None:
         self._session.worker_collectreport(node, self._report(data))
@@ -113,6 +166,12 @@ class Inbox:
     def _report(self, data: Any) -> Any:
         try:
             data = unpack_report(data)
+        except ValueError as exc:
+            raise BadEvent(f"not a report: {exc}") from exc
+        return self._deserialize(data)
+
+    def _deserialize(self, data: dict[str, Any]) -> Any:
+        try:
             report = self._config.hook.pytest_report_from_serializable(
                 config=self._config, data=data
             )
@@ -134,15 +193,15 @@ class Inbox:
         self, node: ForkdWorkerController, index: Any, duration: Any, phases: Any = None
     ) -> None:
         self.nodeid(node, index)
-        if node.running != index:
-            raise BadEvent(f"item {index} was not running")
+        if node.running != index or type(duration) is not float:
+            raise BadEvent(f"item {index} was not running, or for no time")
         seconds = _seconds(duration)
         if phases is not None:
             if not isinstance(phases, list) or len(phases) != 3:
                 raise BadEvent("no durations")
             if node.ids is self.ids:
                 self._session.durations.record(index, [_seconds(value) for value in phases])
-        node.running = None
+        node.running = node.passed = None
         self._tell_held(node)
         self._session.worker_runtest_protocol_complete(node, index, seconds)
 
@@ -226,6 +285,15 @@ class Inbox:
             raise BadEvent("no workeroutput")
         self._tell_held(node)
         node.finished(output)
+
+
+_Handler = tuple[Callable[..., None] | None, int, int]
+_UNKNOWN: _Handler = (None, 0, 0)
+
+
+def _handler(method: Any) -> _Handler:
+    most = method.__code__.co_argcount - 2  # less self and node
+    return method, most - len(method.__defaults__ or ()), most
 
 
 def _text(value: Any) -> str:

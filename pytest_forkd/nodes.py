@@ -17,6 +17,7 @@ from pytest_forkd.backends.base import Backend, BackendError, RunRequest, Worker
 from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.passed import PassedItem
 from pytest_forkd.channel.wire import CHANNEL_ID
 from pytest_forkd.requests import make_request
 from pytest_forkd.warm import Modules
@@ -62,6 +63,8 @@ class ForkdWorkerController(WorkerController):
         #: What is to be told once the running item has ended, and the last of its reports.
         self.held: list[Callable[[], None]] = []
         self.last_report: pytest.TestReport | None = None
+        #: What makes the reports of the running item that come in their short form.
+        self.passed: PassedItem | None = None
         #: What a replacement that collects for itself has told of itself.
         self.ready: dict[str, Any] | None = None
         #: How the process ended, once it has.
@@ -91,6 +94,7 @@ class ForkdWorkerController(WorkerController):
         if self.channel.id != CHANNEL_ID:
             raise RuntimeError(f"a plugin has opened a channel on {self.gateway!r}")
         self.channel.setcallback(self.process_from_remote, endmarker=Marker.END)
+        self.gateway.on_message = self.received
 
     def packed_workerinput(self) -> str:
         """The node's ``workerinput``, ready to be sent.
@@ -139,7 +143,7 @@ class ForkdWorkerController(WorkerController):
         """
         if self._down or self.end is not None:
             return
-        self.log(f"sending command {name}(**{kwargs})")
+        self.log("sending command", name, kwargs)
         payload = json.dumps([name, kwargs], separators=(",", ":")).encode("ascii")
         try:
             self.channel.send(payload)
@@ -180,12 +184,15 @@ class ForkdWorkerController(WorkerController):
 
     # -- what comes back -----------------------------------------------------------------------
 
-    def process_from_remote(self, eventcall: Any) -> None:
+    def received(self, payload: bytes) -> None:
         """Hand a message to the session; it is decoded there."""
+        # Not notify_inproc(), which would format the message for a log that nobody keeps.
+        self.putevent(("batch", {"node": self, "payload": payload}))
+
+    def process_from_remote(self, eventcall: Any) -> None:
+        """Note the end of the channel, the only thing that execnet's own machinery brings."""
         if eventcall is Marker.END:
             self.log("channel closed")  # how it ended is told by the backend
-        elif isinstance(eventcall, bytes):
-            self.notify_inproc("batch", node=self, payload=eventcall)
         else:
             self.broke_protocol(f"a {type(eventcall).__name__} instead of a message")
 

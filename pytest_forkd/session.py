@@ -20,6 +20,7 @@ from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
 from pytest_forkd.durations import Durations
+from pytest_forkd.garbage import fewer_full_collections
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
@@ -27,6 +28,7 @@ from pytest_forkd.recovery import run_again, take_out, top_up
 from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
 from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.terminal import batched_terminal
 from pytest_forkd.warm import Modules, WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
@@ -134,8 +136,11 @@ class ForkdSession(DSession):
         """Wait for the collection, then loop as xdist does."""
         if not self._settle():
             return True
+        assert self.nodemanager is not None
         try:
-            return super().pytest_runtestloop()
+            with fewer_full_collections(), batched_terminal(self.terminal) as flush:
+                self.nodemanager.events.before_wait = flush
+                return super().pytest_runtestloop()
         except Interrupted:
             if self._exit is not None:
                 raise self._exit from None

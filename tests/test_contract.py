@@ -989,3 +989,46 @@ def test_temporary_directories_are_a_workers_own(
     assert len({entry["path"] for entry in tests}) == 6
     for entry in tests:
         assert entry["base"] == os.path.join(base, f"popen-{entry['worker']}")
+
+
+# -- what a worker sends -----------------------------------------------------------------------
+
+
+def test_an_event_that_makes_no_sense_ends_its_worker_and_nothing_else(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """A worker is not trusted."""
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("event", [
+            ["passed"],
+            ["passed", "call", 0.1, 0.1],
+            ["passed", "call", 0.1, 0.1, 0.1, "keywords"],
+            ["passed", "call", 0.1, 0.1, 0.1, [1]],
+            ["passed", "call", 0.1, 0.1, 1, []],
+            ["passed", [], 0.1, 0.1, 0.1, []],
+            ["passed", "somewhen", 0.1, 0.1, 0.1, []],
+            ["complete", 0, "x"],
+            ["complete"],
+            ["start", 10**6, ["a", 0, "b"]],
+            ["start", 0],
+            ["logfinish", 1],
+            ["nothing"],
+        ], ids=lambda event: event[0])
+        def test_bad(event, request):
+            plugin, = (p for p in request.config.pluginmanager.get_plugins()
+                       if type(p).__name__ == "Interactor")
+            plugin.outbox.append(event)
+            plugin.flush()
+            __import__("time").sleep(60)
+        def test_good(): pass
+        """
+    )
+    result = run("--max-worker-restart=99")
+    result.assert_outcomes(failed=13, passed=1)
+    told = result.stdout.str()
+    assert told.count("it was ended because it sent a bad message (") >= 13
+    assert "INTERNALERROR" not in told
+    assert "passed: no keywords" in told
+    assert "passed: int instead of text" in told

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -515,3 +518,30 @@ def test_a_user_property_that_cannot_be_sent_is_an_error(
     result = run(workers=2)
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["INTERNALERROR> *can't serialize <class *PosixPath'>"])
+
+
+def test_a_test_s_result_is_seen_while_the_next_one_runs(pytester: pytest.Pytester) -> None:
+    """Output into a pipe is written in batches, but not kept."""
+    pytester.makepyfile(
+        """
+        import os, time
+        def test_quick(): pass
+        def test_waiting():
+            deadline = time.monotonic() + 60
+            while not os.path.exists("seen"):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        """
+    )
+    command = [sys.executable, "-mpytest", "-p", "xdist", "-p", "forkd", "--forkd-workers=1", "-q"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=pytester.path) as process:
+        assert process.stdout is not None
+        seen = b""
+        while b"." not in seen.replace(b"...", b""):
+            piece = os.read(process.stdout.fileno(), 1000)
+            assert piece, seen
+            seen += piece
+        Path("seen").touch()
+        rest = process.stdout.read()
+    assert process.returncode == 0
+    assert b"2 passed" in rest

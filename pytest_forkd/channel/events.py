@@ -5,7 +5,9 @@ A message is a JSON list of events, each a list that starts with the event's nam
 =================  =====================================================================
 ``start``          ``[index, location]``: the item is about to run
 ``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
-``logfinish``      ``[nodeid, location]``
+``logfinish``      ``[nodeid, location]``, or nothing where both are those of ``start``
+``passed``         ``[when, duration, start, stop, keywords]``: a report of the running item, see
+                   :mod:`pytest_forkd.channel.passed`; no keywords where they are as before
 ``report``         ``[data]``: a test report, see :func:`pack_report`
 ``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
                    time counts waiting and shared fixtures; ``phases`` are those of set-up, call
@@ -167,13 +169,19 @@ def unpack_report(data: Any) -> dict[str, Any]:
     return data
 
 
+# ``json.dumps`` would make an encoder for each message, and ``json.loads`` guess the encoding and
+# look for white space.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_raw_decode = json.JSONDecoder().raw_decode
+
+
 def encode_batch(events: list[list[Any]]) -> bytes:
     """A message of several events.
 
     :raises execnet.DumpError: if an event holds something that is no builtin; it names the event.
     """
     try:
-        return json.dumps(events, separators=(",", ":")).encode("ascii")
+        return _encode(events).encode("ascii")
     except (TypeError, ValueError) as exc:
         names = ", ".join(sorted({str(event[0]) for event in events}))
         raise DumpError(f"cannot send to the controller ({names}): {exc}") from exc
@@ -185,9 +193,12 @@ def decode_batch(payload: bytes) -> list[list[Any]]:
     :raises ValueError: if it is not a list of events.
     """
     try:
-        events = json.loads(payload)
+        text = payload.decode("ascii")
+        events, end = _raw_decode(text)
     except RecursionError:
         raise ValueError("a message is nested too deeply") from None
+    if end != len(text):
+        raise ValueError("a message goes on after its end")
     if not isinstance(events, list):
         raise ValueError("a message is not a list of events")
     for event in events:

@@ -24,6 +24,7 @@ from execnet.gateway import Gateway, RInfo
 from execnet.gateway_base import Message, opcode
 
 from pytest_forkd.channel.frames import wait_for
+from pytest_forkd.channel.wire import CHANNEL_ID
 
 if TYPE_CHECKING:
     from execnet.gateway_base import ExecModel
@@ -46,6 +47,8 @@ class EventQueue:
     def __init__(self) -> None:
         self._events: collections.deque[tuple[str, dict[str, Any]]] = collections.deque()
         self._selector = selectors.DefaultSelector()
+        #: Called before :meth:`get` waits.
+        self.before_wait: Callable[[], None] | None = None
 
     def put(self, event: tuple[str, dict[str, Any]]) -> None:
         """Append an event: its name and its arguments."""
@@ -59,6 +62,8 @@ class EventQueue:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._events:
+            if self.before_wait is not None:
+                self.before_wait()
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             self.poll(remaining if block else 0)
             if not self._events and (
@@ -200,6 +205,8 @@ class CloneGateway(Gateway):
         self._cache_rinfo = RInfo(rinfo)
         #: Called with a description when the worker broke the protocol.
         self.on_protocol_error: Callable[[str], None] | None = None
+        #: Called with each byte string that comes on the worker's channel.
+        self.on_message: Callable[[bytes], object] | None = None
         self._open = True
         events.register(io.fileno(), self.read_available)
 
@@ -228,7 +235,16 @@ class CloneGateway(Gateway):
             messages, eof = self._clone_io.receive()
             for message in messages:
                 _check(message)
-                message.received(self)
+                if (
+                    message.msgcode == Message.CHANNEL_DATA
+                    and message.channelid == CHANNEL_ID
+                    and self.on_message is not None
+                ):
+                    # Not through execnet's channel, which takes a lock and loads the byte string
+                    # piece by piece.
+                    self.on_message(message.data[_BYTES_START:-1])
+                else:
+                    message.received(self)
         except Exception as exc:
             self.stop_reading()
             if self.on_protocol_error is not None:
@@ -264,6 +280,7 @@ _FROM_WORKER = frozenset(
     {Message.CHANNEL_DATA, Message.CHANNEL_CLOSE, Message.CHANNEL_LAST_MESSAGE}
 )
 _INT4 = struct.Struct("!i")
+_BYTES_START = 5  # behind the opcode and the length
 
 
 def _check(message: Message) -> None:

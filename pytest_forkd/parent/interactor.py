@@ -24,6 +24,7 @@ from xdist.remote import (
 
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
+from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
 
@@ -54,7 +55,6 @@ class Interactor(WorkerInteractor):
         self._queue: collections.deque[Any] = collections.deque()
         #: Items that need no claim.
         self._regained: set[int] = set()
-        self._started: tuple[str, object] | None = None
         #: The item that is running, and whether the one after it has been decided on.
         self._item: pytest.Item | None = None
         self._decided = False
@@ -66,6 +66,12 @@ class Interactor(WorkerInteractor):
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures = FixtureTimer(self._fixture_was_set_up)
+        #: Node id and location of the item that "start" has told of, and of whose "logstart".
+        self._running: tuple[str, object] | None = None
+        self._started: tuple[str, object] | None = None
+        #: The keywords that the running item's reports have had.
+        self._keywords: list[str] | None = None
+        self._pytest_alone = PytestAlone(config.hook.pytest_report_to_serializable)
         config.pluginmanager.register(self)
         config.pluginmanager.register(self._fixtures, "forkd-fixture-timer")
 
@@ -216,7 +222,8 @@ class Interactor(WorkerInteractor):
         items = self.session.items
         self._item = item = items[self.item_index]
 
-        self._started = (item.nodeid, item.location)
+        self._running = self._started = (item.nodeid, item.location)
+        self._keywords = None
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures.spent = 0.0
@@ -288,34 +295,50 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
-        self.outbox.append(["logfinish", nodeid, location])
+        if self._running == (nodeid, location):
+            self.outbox.append(["logfinish"])
+        else:
+            self.outbox.append(["logfinish", nodeid, location])
 
     @pytest.hookimpl
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        duration = self._count(report)
+        if self._running is not None and self._pytest_alone:
+            passed = as_passed(report, *self._running)
+            if passed is not None:
+                passed[1] = duration
+                if passed[-1] == self._keywords:
+                    del passed[-1]
+                else:
+                    self._keywords = passed[-1]
+                self.outbox.append(["passed", *passed])
+                return
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         data["item_index"] = self.item_index
         data["worker_id"] = self.workerid
         data["testrun_uid"] = self.testrunuid
         assert self.session.items[self.item_index].nodeid == report.nodeid
-        self._count(report, data)
+        if duration != report.duration:
+            data["duration"] = duration
         self.outbox.append(["report", pack_report(data)])
         if report.when != "teardown" and (report.sections or report.failed):
             # Should the test crash its worker now, this is part of the story.
             self.flush()
 
-    def _count(self, report: pytest.TestReport, data: dict[str, Any]) -> None:
-        """Count what a phase took; in what is reported, waiting is no part of it."""
+    def _count(self, report: pytest.TestReport) -> float:
+        """Count what a phase took; returns what is to be reported: waiting is no part of it."""
+        duration = report.duration
         if report.when == "teardown" and self._waiting:
-            data["duration"] = max(0.0, report.duration - self._waiting)
+            duration = max(0.0, duration - self._waiting)
             self._waiting = 0.0
         phase = _PHASES.get(str(report.when))
-        if phase is None:
-            return
-        shared, self._fixtures.spent = self._fixtures.spent, 0.0
-        self._elsewhere += shared
-        self._phases[phase] += max(0.0, data["duration"] - shared)
-        if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
-            self._ran = True
+        if phase is not None:
+            shared, self._fixtures.spent = self._fixtures.spent, 0.0
+            self._elsewhere += shared
+            self._phases[phase] += max(0.0, duration - shared)
+            if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
+                self._ran = True
+        return duration
 
     # -- commands ------------------------------------------------------------------------------
 

@@ -1,0 +1,72 @@
+"""The terminal's output, flushed in batches where nobody watches it grow.
+
+pytest's terminal reporter flushes after every report, three times a test. Into a pipe or a file
+that is a system call a test, and often a switch to whoever reads; there the controller flushes
+before it waits for its workers, and every :data:`LATENCY` seconds while it does not get to wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["LATENCY", "BatchedFile", "batched_terminal"]
+
+#: Seconds that a flush is put off at most while events are being handled.
+LATENCY = 0.05
+
+
+class BatchedFile:
+    """A text file whose :meth:`flush` is put off; everything else is the file's own.
+
+    What is written goes to the file's own buffer at once, so the order of everything that is
+    written to it, by whomever, stays what it is.
+    """
+
+    def __init__(self, file: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = file
+        self._clock = clock
+        self._since: float | None = None
+        self.write = file.write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def flush(self) -> None:
+        """Flush if that has been asked for :data:`LATENCY` seconds ago."""
+        now = self._clock()
+        if self._since is None:
+            self._since = now
+        elif now - self._since >= LATENCY:
+            self.flush_now()
+
+    def flush_now(self) -> None:
+        """Flush if that has been asked for."""
+        if self._since is not None:
+            self._since = None
+            self._file.flush()
+
+
+@contextlib.contextmanager
+def batched_terminal(reporter: Any) -> Iterator[Callable[[], None] | None]:
+    """Batch the flushes of a terminal reporter, until the end of the block.
+
+    :param reporter: the plugin ``terminalreporter``, or ``None``.
+    :returns: what to call before waiting for anything; ``None`` where the output stays live: on a
+        terminal, or for a reporter that has no writer like pytest's.
+    """
+    writer = getattr(reporter, "_tw", None)
+    file = getattr(writer, "_file", None)
+    if writer is None or file is None or file.isatty():
+        yield None
+        return
+    batched = BatchedFile(file)
+    writer._file = batched
+    try:
+        yield batched.flush_now
+    finally:
+        if writer._file is batched:
+            writer._file = file
+        batched.flush_now()

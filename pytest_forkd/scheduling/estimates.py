@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 __all__ = ["Estimates", "SharedFixtures"]
 
-#: Seconds for a test of which nothing is known, in a suite of which nothing is known.
-UNKNOWN_TEST = 0.01
+#: Seconds for a test of which nothing is known, in a suite of which nothing is known: no less than
+#: for a fixture, or all tests of a small suite would stay with the fixture, on one worker.
+UNKNOWN_TEST = 0.05
 #: Seconds for a shared fixture of which nothing is known: enough to keep its tests together.
 UNKNOWN_FIXTURE = 0.05
 #: Seconds that pytest itself spends on a test, outside of the phases that it times.

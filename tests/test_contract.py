@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
@@ -989,6 +990,67 @@ def test_temporary_directories_are_a_workers_own(
     assert len({entry["path"] for entry in tests}) == 6
     for entry in tests:
         assert entry["base"] == os.path.join(base, f"popen-{entry['worker']}")
+
+
+@pytest.mark.parametrize("runner", ["xdist", "forkd-collection", "forkd-imports"])
+def test_a_worker_s_terminal_reporter_has_the_reports_by_status(
+    pytester: pytest.Pytester, run: Runner, runner: str
+) -> None:
+    """It writes nothing, but plugins look there; and pytest fails tests by asking for statuses."""
+    pytester.makeconftest(
+        """
+        import json, os
+        import pytest
+
+        def pytest_report_teststatus(report):
+            if report.when == "call" and report.nodeid.endswith("special"):
+                return "special", "Z", "SPECIAL"
+
+        @pytest.fixture(autouse=True, scope="session")
+        def statistics(request):
+            reporter = request.config.pluginmanager.getplugin("terminalreporter")
+            yield
+            found = {
+                status: sorted(report.nodeid.partition("::")[2] + " " + report.when
+                               for report in reports)
+                for status, reports in reporter.stats.items()
+            }
+            with open(os.environ["PYTEST_XDIST_WORKER"] + ".json", "w") as file:
+                json.dump(found, file)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_passed(): pass
+        def test_special(): pass
+        def test_failed(): assert 0
+        def test_skipped(): pytest.skip()
+        @pytest.mark.xfail
+        def test_xfailed(): assert 0
+        @pytest.mark.xfail
+        def test_xpassed(): pass
+        @pytest.fixture
+        def broken(): assert 0
+        def test_error(broken): pass
+        """
+    )
+    name, _, warm = runner.partition("-")
+    args = [f"--forkd-warm={warm}"] if warm else []
+    run(*args, workers=1, runner=name)
+    found = json.loads((pytester.path / "gw0.json").read_text())
+    last = found[""].pop()  # the last test's teardown has not ended: the fixture is part of it
+    assert last.endswith(" teardown")
+    del found[""]
+    assert found == {
+        "passed": ["test_passed call"],
+        "special": ["test_special call"],
+        "failed": ["test_failed call"],
+        "skipped": ["test_skipped call"],
+        "xfailed": ["test_xfailed call"],
+        "xpassed": ["test_xpassed call"],
+        "error": ["test_error setup"],
+    }
 
 
 # -- what a worker sends -----------------------------------------------------------------------

@@ -100,6 +100,7 @@ class Inbox:
     def _on_start(self, node: ForkdWorkerController, index: Any, location: Any) -> None:
         nodeid = self.nodeid(node, index)
         node.running = index
+        node.begun.add(index)
         node.location = location = _location(location)
         node.held.clear()
         node.passed = None

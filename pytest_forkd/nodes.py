@@ -57,6 +57,8 @@ class ForkdWorkerController(WorkerController):
         self.ids: list[str] | None = None
         #: Whether its session has had an internal error.
         self.internal_error = False
+        #: The indices of the items that it has begun.
+        self.begun: set[int] = set()
         #: Index and location of the item that is running, as far as the worker has told.
         self.running: int | None = None
         self.location: Any = None
@@ -179,6 +181,9 @@ class ForkdWorkerController(WorkerController):
         if self._down or self.end is not None:
             return  # its end, which is on its way to the scheduler, gives back all that it had
         taken = [index for index in indices if self._claims.claim(index)]
+        # A worker's claims vanish when it dies. What it had begun by then it had told before, so
+        # that is read now, and the session takes no test back that stands in it.
+        self.gateway.drain()
         self._taken.update(taken)
         self.notify_inproc("unscheduled", node=self, indices=taken)
 

@@ -414,6 +414,7 @@ class ForkdSession(DSession):
     def worker_unscheduled(self, node: Any, indices: Any) -> None:
         """A worker gave tests back; if it has died since, the scheduler has them already."""
         if self.sched is not None and node in self.sched.nodes:
+            indices = [index for index in indices if index not in node.begun]
             super().worker_unscheduled(node, indices)
 
     def warn(self, text: str) -> None:

@@ -636,3 +636,43 @@ def test_fifty_runs_full_of_crashes_lose_nothing(pytester: pytest.Pytester, run:
         assert blamed(result) == sorted(dying), (dist, plan)
         result.assert_outcomes(passed=25, failed=5)
         assert collections.Counter(starts(pytester).values()) == {1: 30}, (dist, plan)
+
+
+def test_a_test_that_is_taken_back_from_a_worker_that_is_dying_in_it_runs_once(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """A worker's claims vanish with it, before anybody knows that it has died."""
+    write_suite(
+        pytester,
+        conftest="""
+        import os, pathlib
+        from doing import wait_for
+        from pytest_forkd.channel.claims import Claims
+        claim = Claims.claim
+        def slow_claim(self, index):
+            if "PYTEST_XDIST_WORKER" not in os.environ and not os.path.exists("stealing"):
+                pathlib.Path("stealing").touch()
+                wait_for("dying")
+                pid = pathlib.Path("dying").read_text()
+                while os.path.exists(f"/proc/{pid}/exe"):
+                    pass
+            return claim(self, index)
+        Claims.claim = slow_claim
+        """,
+        test_it="""
+        import os, pathlib, pytest
+        from doing import die, wait_for
+        @pytest.mark.parametrize("i", range(8))
+        def test_it(i, worker_id):
+            if i < 4:
+                wait_for("stealing")
+            if i == 2:
+                pathlib.Path("dying.new").write_text(str(os.getpid()))
+                os.rename("dying.new", "dying")
+                die("sigkill")
+        """,
+    )
+    result = run("--dist=worksteal", "-rfE")
+    result.assert_outcomes(passed=7, failed=1)
+    assert blamed(result) == ["test_it.py::test_it[2]"]
+    assert_each_ran(pytester, tests=8)

@@ -173,5 +173,8 @@ def _serialized(nodeid: str, location: object, keywords: list[str]) -> dict[str,
 
 def _report_with(fields: dict[str, Any]) -> pytest.TestReport:
     report = pytest.TestReport.__new__(pytest.TestReport)
-    report.__dict__.update(fields)
+    # One by one, since Python (3.11 and later) then makes no dictionary: the reports of a session
+    # are all kept, and are half as much for the garbage collector to look through.
+    for name, value in fields.items():
+        setattr(report, name, value)
     return report

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Container, Iterable
+from typing import Any
 
 __all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 
@@ -16,12 +18,18 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+@functools.cache
+def _libc() -> Any:
+    # Once, before there are workers: it takes each 0.4 ms and 600 KB of memory of its own.
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
 def _prctl(option: int, argument: int) -> None:
     if sys.platform == "linux":
-        import ctypes
-
         with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(option, argument, 0, 0, 0)
+            _libc().prctl(option, argument, 0, 0, 0)
 
 
 def die_with(parent_pid: int | None) -> None:

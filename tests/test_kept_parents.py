@@ -177,7 +177,7 @@ def test_a_package_was_installed(run: Runner, site_packages: Path, name: str) ->
 def test_another_environment_means_another_parent(
     pytester: pytest.Pytester, run: Runner, site_packages: Path, monkeypatch: Any
 ) -> None:
-    pids = {}
+    pids: dict[str, set[int]] = {}
     for flavour in ("sweet", "sour", "sweet"):
         monkeypatch.setenv("FLAVOUR", flavour)
         result = run()

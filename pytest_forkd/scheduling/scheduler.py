@@ -23,11 +23,13 @@ LOW_SECONDS = 0.01
 class _Share:
     """What one node has been given."""
 
-    __slots__ = ("committed", "items", "since", "stealing_for", "wanting")
+    __slots__ = ("committed", "items", "scopes", "since", "stealing_for", "wanting")
 
     def __init__(self) -> None:
         #: What it has not completed, in the order in which it runs; the first may be running.
         self.items: dict[int, None] = {}
+        #: The scopes that are not to be split, of which it has completed a test.
+        self.scopes: set[str] = set()
         #: What is known to be beyond recall.
         self.committed: set[int] = set()
         #: When the first item began, as far as that is known.
@@ -164,6 +166,8 @@ class ForkdScheduling:
         share.since = self._clock()
         share.wanting = False
         self._left -= 1
+        if self._estimates.scopes is not None:
+            share.scopes.add(self._estimates.scopes[item_index])
         self._estimates.learn(item_index, duration)
         if (
             len(share.items) <= LOW_ITEMS
@@ -201,6 +205,8 @@ class ForkdScheduling:
             thief, asked = share.stealing_for
             share.stealing_for = None
             share.committed.update(index for index in asked if index in share.items)
+        if not self._stopped:
+            back = self._keep_scopes(node, share, back)
         if back:
             other = self._shares.get(thief)
             if other is not None and other.wanting and not (self._stopped or thief.shutting_down):
@@ -208,6 +214,21 @@ class ForkdScheduling:
             else:
                 self._pool.put_back(back)
         self._serve()
+
+    def _keep_scopes(self, node: Any, share: _Share, back: list[int]) -> list[int]:
+        """Give a node again what it gave back of a scope that it had just begun.
+
+        :returns: the rest.
+        """
+        scopes = self._estimates.scopes
+        if scopes is None or not back or node.shutting_down:
+            return back
+        begun = share.scopes.union(scopes[index] for index in share.items)
+        again = [index for index in back if scopes[index] in begun]
+        if again:
+            share.items.update(dict.fromkeys(again))
+            node.send_runtest_some(again)
+        return [index for index in back if scopes[index] not in begun]
 
     def remove_node(self, node: Any) -> str | None:
         """Forget a node.

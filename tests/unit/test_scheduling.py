@@ -434,3 +434,30 @@ def test_different_collections_are_reported_and_nothing_is_run() -> None:
 def test_a_bad_table_of_fixtures_is_refused(table: object) -> None:
     with pytest.raises(ValueError):
         SharedFixtures.from_json(table, 3)
+
+
+@pytest.mark.parametrize("begun", ["running", "completed"])
+def test_a_scope_that_was_begun_while_it_was_taken_back_is_given_back_to_its_worker(
+    begun: str,
+) -> None:
+    """The worker was faster with the first test of it than the controller."""
+    ids = ["b::0", "a::1", "a::2", "a::3"]
+    estimates = Estimates(ids, dict.fromkeys(ids, 1.0), split_scope=lambda nodeid: nodeid[0])
+    sched = ForkdScheduling(None, 1, lambda _ids: estimates, reorder=False, clock=Clock())
+    busy, idle = Node("gw0", claims=False), Node("gw1", claims=False)
+    sched.add_node(busy)
+    sched.add_node_collection(busy, ids)
+    sched.schedule()
+    sched.add_node(idle)
+    sched.add_node_collection(idle, ids)
+    while sched._pool:
+        sched._deal(busy, sched._shares[busy])
+    sched.want(idle)
+    assert ("steal", [1, 2, 3]) in busy.commands
+    busy.commands.clear()
+    sched.mark_test_complete(busy, 0)
+    if begun == "completed":
+        sched.mark_test_complete(busy, 1)
+    sched.remove_pending_tests_from_node(busy, [2, 3])
+    assert ("run", [2, 3]) in busy.commands
+    assert [command for command in idle.commands if command[0] == "run"] == []

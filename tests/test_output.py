@@ -349,7 +349,8 @@ def _normal(result: pytest.RunResult) -> list[str]:
     """The lines of a run in an order and with names that do not depend on who ran what."""
     lines = []
     for line in result.outlines:
-        if line.startswith(("forkd: ", "plugins: ", "created: ")) or "workers [" in line:
+        own = ("forkd: ", "plugins: ", "created: ", "scheduling tests via ")
+        if line.startswith(own) or "workers [" in line:
             continue  # says how the run is made
         line = re.sub(r"\bin \d+\.\d+s\b", "in TIMEs", re.sub(r"\bgw\d\b", "gwN", line))
         if re.fullmatch(r"[.FEsxX]+ +\[ *\d+%\]", line):

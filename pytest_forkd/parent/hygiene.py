@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _pytest.terminal import TerminalReporter
 
 __all__ = [
     "CrashFiles",
@@ -24,7 +23,6 @@ __all__ = [
     "forget_exit_handlers",
     "own_basetemp",
     "restart_capture",
-    "silence_reporter",
     "write_into",
 ]
 
@@ -114,32 +112,6 @@ def write_into(config: pytest.Config, files: CrashFiles) -> None:
                     os.dup2(fd, capture.targetfd)
     if faulthandler.is_enabled():
         faulthandler.enable(file=files.dump)
-
-
-def silence_reporter(config: pytest.Config) -> None:
-    """Let pytest's terminal reporter keep its statistics and no longer compose lines for no reader.
-
-    What others may look at or take part in stays, and in its place among the hook's other
-    implementations: the asking for a report's status (pytest fails a test with failed subtests
-    there), and the reports by their status.
-    """
-    reporter: Any = config.pluginmanager.getplugin("terminalreporter")
-    if type(reporter) is not TerminalReporter:
-        return  # somebody's own: whatever it does, it may be meant to
-
-    def note(report: pytest.TestReport) -> None:
-        reporter._tests_ran = True
-        status = config.hook.pytest_report_teststatus(report=report, config=config)
-        reporter._add_stats(status[0], [report])
-
-    def say_nothing(*_arguments: object) -> None:
-        pass
-
-    instead: dict[str, Any] = {"logreport": note, "logstart": say_nothing, "logfinish": say_nothing}
-    for name, function in instead.items():
-        for implementation in getattr(config.hook, f"pytest_runtest_{name}").get_hookimpls():
-            if implementation.plugin is reporter:
-                implementation.function = function
 
 
 def own_basetemp(config: pytest.Config, basetemp: str | None) -> None:

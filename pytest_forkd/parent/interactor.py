@@ -27,7 +27,6 @@ from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
 from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
-from pytest_forkd.parent.hygiene import silence_reporter
 
 __all__ = ["Interactor"]
 
@@ -108,7 +107,6 @@ class Interactor(WorkerInteractor):
     @pytest.hookimpl
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
-        silence_reporter(self.config)
         if self._channel is not None:
             self.send_ready()
 

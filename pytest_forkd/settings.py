@@ -138,10 +138,16 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         ) from None
 
 
+def _asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
+    """What an option says, else the ini value of the same name (``None`` if empty); and which."""
+    value = getattr(namespace, name, None)
+    if value is not None:
+        return value, "--" + name.replace("_", "-")
+    return config.getini(name) or None, f"ini value {name}"
+
+
 def _keep(config: pytest.Config, namespace: Any) -> float:
-    asked, source = getattr(namespace, "forkd_keep", None), "--forkd-keep"
-    if asked is None:
-        asked, source = config.getini("forkd_keep"), "ini value forkd_keep"
+    asked, source = _asked(config, namespace, "forkd_keep")
     if asked is None or asked == "":
         # What is started on CI is expected to end with the job's step.
         return 0.0 if os.environ.get("CI") else DEFAULT_KEEP
@@ -183,10 +189,9 @@ def guess_workers(settings: Settings, namespace: Any) -> int:
 
 
 def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:
-    value = getattr(namespace, name, None)
-    source = "--" + name.replace("_", "-")
+    value, source = _asked(config, namespace, name)
     if value is None:
-        value, source = config.getini(name) or choices[0], f"ini value {name}"
+        value = choices[0]
     if value not in choices:
         raise pytest.UsageError(f"{source}: {value!r} is none of {', '.join(choices)}.")
     return str(value)

@@ -35,6 +35,18 @@ HEAVY = """
     PID = os.getpid()
 """
 
+#: A test that goes on until it is ended, and leaves a process behind.
+SLOW = """
+    import subprocess, time
+
+    def test_slow():
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        open("started", "w").close()
+        time.sleep(600)
+"""
+#: How a user starts a run.
+PYTEST = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd", "--forkd-workers=2"]
+
 
 @pytest.fixture
 def site_packages(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -334,9 +346,8 @@ def test_what_no_file_names_is_learnt(
 def test_ten_runs_started_together_make_one_parent(
     pytester: pytest.Pytester, site_packages: Path
 ) -> None:
-    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd", "--forkd-workers=2"]
     runs = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
+        subprocess.Popen(PYTEST, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
         for _ in range(10)
     ]
     outputs = [process.communicate(timeout=TIMEOUT)[0] for process in runs]
@@ -383,15 +394,7 @@ def test_a_kept_parent_that_is_killed_during_a_run(
 def test_a_controller_that_is_killed_leaves_the_parent_but_nothing_else(
     pytester: pytest.Pytester, site_packages: Path
 ) -> None:
-    pytester.makepyfile(
-        test_slow="""
-        import subprocess, time
-        def test_slow():
-            subprocess.Popen(["sleep", "600"], start_new_session=True)
-            open("started", "w").close()
-            time.sleep(600)
-        """
-    )
+    pytester.makepyfile(test_slow=SLOW)
     with BackgroundRun(pytester, "--forkd-keep=60", "test_slow.py") as background:
         background.wait_for("started")
         background.process.kill()
@@ -411,14 +414,7 @@ def test_a_controller_that_is_killed_leaves_the_parent_but_nothing_else(
 def test_ctrl_c_leaves_the_parent_for_the_next_run(
     pytester: pytest.Pytester, site_packages: Path
 ) -> None:
-    pytester.makepyfile(
-        test_slow="""
-        import time
-        def test_slow():
-            open("started", "w").close()
-            time.sleep(600)
-        """
-    )
+    pytester.makepyfile(test_slow=SLOW)
     with BackgroundRun(pytester, "--forkd-keep=60", "test_slow.py") as background:
         background.wait_for("started")
         background.interrupt(everybody=True)
@@ -432,9 +428,8 @@ def test_nobody_waits_for_the_output_of_a_parent(
     pytester: pytest.Pytester, site_packages: Path
 ) -> None:
     """``pytest ... | tee log`` ends when pytest does."""
-    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd", "--forkd-workers=2"]
     output = subprocess.run(
-        command, cwd=pytester.path, capture_output=True, text=True, timeout=TIMEOUT
+        PYTEST, cwd=pytester.path, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert "2 passed" in output.stdout
     assert len(statuses()) == 1

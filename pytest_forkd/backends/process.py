@@ -23,12 +23,7 @@ from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.snapshots.fingerprint import fingerprint
 from pytest_forkd.snapshots.plan import Plan
-from pytest_forkd.snapshots.store import (
-    MAX_DIRECTORY_LENGTH,
-    Store,
-    StoreError,
-    temporary_directory,
-)
+from pytest_forkd.snapshots.store import Store, StoreError, socket_bases
 
 __all__ = ["ProcessBackend", "runtime_directory"]
 
@@ -51,11 +46,8 @@ def runtime_directory() -> Path:
 
     :raises BackendError: if none can be made or written to.
     """
-    bases = [os.environ.get("XDG_RUNTIME_DIR"), temporary_directory(), "/tmp"]  # noqa: S108
     error: OSError | None = None
-    for base in bases:
-        if not base or len(base) + len("/pytest-forkd-12345678") > MAX_DIRECTORY_LENGTH:
-            continue
+    for base in socket_bases(len("/pytest-forkd-12345678")):
         try:
             path = Path(tempfile.mkdtemp(prefix="pytest-forkd-", dir=base))
         except OSError as exc:
@@ -89,14 +81,14 @@ class ProcessBackend(Backend):
     def __init__(self, plan: Plan, keep: float) -> None:
         self._plan = plan
         self._keep = keep
-        self._store: Store | None = None
         #: How the parent came about, in a few words.
         self._origin = ""
         self._process: subprocess.Popen[bytes] | None = None
+        #: What a parent that is kept writes to; its directory is the parent's own.
+        self._log: Path | None = None
         self._directory: Path | None = None
         self._control: FrameSocket | None = None
         self._hello: dict[str, Any] | None = None
-        self._released = False
         self._early: tuple[dict[str, Any], FrameSocket] | None = None
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
@@ -109,7 +101,6 @@ class ProcessBackend(Backend):
 
     def start(self) -> None:
         self._hello = None
-        self._released = False
         self._origin = self._origin or "parent made"
         if self._keep:
             try:
@@ -129,7 +120,7 @@ class ProcessBackend(Backend):
     def _start_kept(self) -> None:
         """Connect to a kept parent, or make one that is kept."""
         plan = self._plan
-        self._store = store = Store.find()
+        store = Store.find()
         store.prepare()
         mark = fingerprint(plan.project, plan.preload, plan.path, os.environ)
         self._control = store.connect(mark)
@@ -167,7 +158,8 @@ class ProcessBackend(Backend):
             output: Any = None
             if self._keep:
                 # Who reads this run's output waits until nobody has it open any more.
-                output = stack.enter_context(open(directory / "log", "wb"))
+                self._log = directory / "log"
+                output = stack.enter_context(open(self._log, "wb"))
                 command.append(f"--keep={self._keep}")
             else:
                 command.append(f"--controller={os.getpid()}")
@@ -185,7 +177,6 @@ class ProcessBackend(Backend):
             except OSError as exc:
                 self.close()
                 raise BackendError(f"cannot start the parent process: {exc}") from exc
-        self._log = directory / "log"
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(path)
         return FrameSocket(sock)
@@ -272,7 +263,7 @@ class ProcessBackend(Backend):
         except subprocess.TimeoutExpired:
             return "closed its connection"
         end = f"ended with {_describe(code)}"
-        if self._keep:
+        if self._log is not None:
             with contextlib.suppress(OSError):
                 said = self._log.read_text("utf-8", "replace").strip()
                 shutil.rmtree(self._log.parent, ignore_errors=True)
@@ -336,8 +327,6 @@ class ProcessBackend(Backend):
                 self._collector_pid = frame.message["forked"]
             elif frame.message.get("exited") == self._collector_pid:
                 self._collector_status = frame.message["status"]
-            elif "released" in frame.message:
-                self._released = True
         if self._control.eof:
             self._events.unregister(self._control)
 
@@ -483,7 +472,7 @@ class ProcessBackend(Backend):
             self._control.close()
             self._control = None
         if self._process is not None:
-            if self._keep and self._hello is None:
+            if self._log is not None and self._hello is None:
                 # It was made for a run that came to nothing, such as one with bad options. Should
                 # another one be waiting for it, that makes its own.
                 self._process.terminate()
@@ -506,9 +495,10 @@ class ProcessBackend(Backend):
         deadline = time.monotonic() + _END_TIMEOUT
         try:
             control.send({"release": {}})
-            while not self._released:
-                for frame in [control.receive(max(0.0, deadline - time.monotonic()))]:
-                    self._released = "released" in frame.message
+            released = False
+            while not released:
+                frame = control.receive(max(0.0, deadline - time.monotonic()))
+                released = "released" in frame.message
         except (OSError, EOFError, FrameError):
             # The end of a parent is the end of what descends from it.
             pid = self._parent_pid()

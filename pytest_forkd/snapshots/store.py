@@ -23,10 +23,10 @@ from pytest_forkd.channel.frames import FrameSocket, peer_uid
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["MAX_DIRECTORY_LENGTH", "Store", "StoreError", "temporary_directory"]
+__all__ = ["Store", "StoreError", "socket_bases"]
 
 #: ``sun_path`` of unix(7), less the terminating null byte and the name of the socket.
-MAX_DIRECTORY_LENGTH = 107 - len("/parent")
+_MAX_DIRECTORY_LENGTH = 107 - len("/parent")
 #: Seconds to wait for another run that is just starting a parent.
 _LOCK_TIMEOUT = 30.0
 #: Seconds for a parent's directory to get its socket.
@@ -38,12 +38,19 @@ class StoreError(Exception):
     """Parents cannot be kept here; the message says why."""
 
 
-def temporary_directory() -> str | None:
-    """Where temporary files go; ``None`` if nowhere."""
+def socket_bases(length: int) -> Iterator[str]:
+    """Where a socket may be: ``XDG_RUNTIME_DIR``, where temporary files go, ``/tmp``.
+
+    :param length: of the path from there to the socket's directory; a base that leaves no room for
+        it in a socket's address is left out.
+    """
     try:
-        return tempfile.gettempdir()
+        temporary = tempfile.gettempdir()
     except OSError:
-        return None
+        temporary = ""
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), temporary, "/tmp"):  # noqa: S108
+        if base and len(base) + length <= _MAX_DIRECTORY_LENGTH:
+            yield base
 
 
 class Store:
@@ -61,8 +68,8 @@ class Store:
 
         :raises StoreError: if neither can hold one.
         """
-        for base in (os.environ.get("XDG_RUNTIME_DIR"), temporary_directory(), "/tmp"):  # noqa: S108
-            if base and os.path.isdir(base) and len(base) + _ENTRY_LENGTH <= MAX_DIRECTORY_LENGTH:
+        for base in socket_bases(_ENTRY_LENGTH):
+            if os.path.isdir(base):
                 return cls(Path(base) / f"pytest-forkd-{os.getuid()}")
         raise StoreError("there is no directory for its socket (XDG_RUNTIME_DIR, TMPDIR)")
 

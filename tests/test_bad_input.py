@@ -286,7 +286,7 @@ def test_a_temporary_directory_of_four_kilobytes(
     fill = f"head -c 4096 /dev/zero > {small}/filler;" if content == "full" else ""
     script = (
         f"mount -t tmpfs -o size=4k none {small} && {fill} "
-        f"{sys.executable} -m pytest -p xdist -p forkd --forkd-workers=2; "
+        f"{sys.executable} -m pytest -p xdist -p forkd --forkd-workers=2 --forkd-keep=0; "
         f"code=$?; ls -A {small}; exit $code"
     )
     result = pytester.run("unshare", "-m", "sh", "-c", script, timeout=TIMEOUT)

@@ -497,22 +497,23 @@ def test_a_worker_that_dies_waiting_has_not_torn_its_test_down(
         pytester,
         conftest="""
         import os
-        from doing import note
         from xdist.scheduler import LoadScheduling
         class Holding(LoadScheduling):
             "Gives nobody more than the first two tests until one worker has been killed."
             def check_schedule(self, node, duration=0):
                 if os.path.exists("killed"):
                     super().check_schedule(node, duration)
-            def mark_test_complete(self, node, *args, **kwargs):
-                super().mark_test_complete(node, *args, **kwargs)
-                note("idle-" + node.gateway.id)
         def pytest_xdist_make_scheduler(config, log):
             return Holding(config, log)
         """,
         test_it="""
-        import os, pathlib, pytest, signal
-        from doing import first, wait_for
+        import os, pathlib, pytest, signal, time
+        from doing import first, note, wait_for
+
+        def sleeps(pid):
+            stat = pathlib.Path(f"/proc/{pid}/stat")
+            return stat.read_text().rpartition(")")[2].split()[0] == "S"
+
         @pytest.mark.parametrize("i", range(8))
         def test_it(i, worker_id):
             if first("victim"):
@@ -521,9 +522,12 @@ def test_a_worker_that_dies_waiting_has_not_torn_its_test_down(
                 return
             wait_for("pid")
             victim, pid = pathlib.Path("pid").read_text().split()
-            if not os.path.exists("killed"):
-                assert victim != worker_id
-                wait_for("idle-" + victim)
+            if victim == worker_id:
+                note("second")
+            elif not os.path.exists("killed"):
+                wait_for("second")
+                while not sleeps(pid):
+                    time.sleep(0.005)
                 pathlib.Path("killed").touch()
                 os.kill(int(pid), signal.SIGKILL)
         """,

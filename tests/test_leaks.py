@@ -319,6 +319,33 @@ def test_exit_handlers_at_level_imports_run_in_each_worker(
     assert set((pytester.path / "workers").read_text().split()) <= set(exits)
 
 
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_a_worker_ends_its_pools_and_threads_as_the_interpreter_does(
+    pytester: pytest.Pytester, run: Runner, warm: str
+) -> None:
+    """Pools first, then threads, then exit handlers: in another order they wait for each other."""
+    write_suite(
+        pytester,
+        test_it="""
+        import atexit, concurrent.futures, multiprocessing, os, threading, time
+        from doing import note
+        pool = concurrent.futures.ProcessPoolExecutor(
+            1, mp_context=multiprocessing.get_context("spawn")
+        )
+        def last_words():
+            time.sleep(0.3)
+            note("words", "thread")
+        def test_it():
+            atexit.register(note, "words", "handler")
+            assert pool.submit(abs, -1).result() == 1
+            threading.Thread(target=last_words).start()
+        """,
+    )
+    result = run(f"--forkd-warm={warm}")
+    result.assert_outcomes(passed=1)
+    assert (pytester.path / "words").read_text().split() == ["thread", "handler"]
+
+
 # -- who may connect ---------------------------------------------------------------------------
 
 

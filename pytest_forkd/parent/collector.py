@@ -13,7 +13,6 @@ behind to watch its workers, and ends with the run.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import importlib
@@ -35,6 +34,7 @@ from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
+from pytest_forkd.parent.hygiene import run_exit_handlers
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
 from pytest_forkd.parent.preload import import_modules, named_modules
@@ -80,7 +80,7 @@ def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
         return int(pytest.ExitCode.USAGE_ERROR)
     if birth is not None:
         return finish_worker()
-    atexit._run_exitfuncs()
+    run_exit_handlers(join_threads=False)
     return 0
 
 
@@ -263,7 +263,7 @@ class CollectorPlugin:
         self.interactor.outbox = []
         birth = self.nursery.run()
         if birth is None:
-            atexit._run_exitfuncs()
+            run_exit_handlers(join_threads=False)
             self.end(0)
         self.birth = birth
         gc.enable()
@@ -293,7 +293,7 @@ class CollectorPlugin:
         )
         with contextlib.suppress(Exception):
             self.config._ensure_unconfigure()
-        atexit._run_exitfuncs()
+        run_exit_handlers(join_threads=False)
         self.end(0)
 
     def report_end(self, status: int) -> None:

@@ -11,6 +11,8 @@ import contextlib
 import faulthandler
 import os
 import sys
+import threading
+import traceback
 import weakref
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = [
     "forget_exit_handlers",
     "own_basetemp",
     "restart_capture",
+    "run_exit_handlers",
     "write_into",
 ]
 
@@ -144,3 +147,25 @@ def forget_exit_handlers() -> None:
     if util is not None:
         util._finalizer_registry.clear()
         atexit.register(util._exit_function)
+
+
+def run_exit_handlers(*, join_threads: bool) -> None:
+    """Do what the interpreter does before it ends, in its order; ``os._exit`` leaves it all out.
+
+    First pools of threads and processes (``concurrent.futures``, joblib) are told to end, and
+    threads that are no daemons are waited for. Only then comes what :mod:`atexit` knows:
+    multiprocessing's handler waits for the processes of a pool, and would wait for one that nobody
+    has told to end.
+
+    :param join_threads: whether to wait for threads that belong to no pool. What would end them may
+        be a fixture, which a collector never sets up.
+    """
+    try:
+        if join_threads:
+            threading._shutdown()  # type: ignore[attr-defined]
+        else:
+            for handler in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
+                handler()
+    except BaseException:
+        traceback.print_exc()  # and goes on, as the interpreter does
+    atexit._run_exitfuncs()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import os
@@ -19,6 +18,7 @@ from pytest_forkd.parent.hygiene import (
     forget_exit_handlers,
     own_basetemp,
     restart_capture,
+    run_exit_handlers,
     write_into,
 )
 from pytest_forkd.parent.interactor import Interactor
@@ -85,7 +85,7 @@ def finish_worker() -> int:
     :returns: the exit status. xdist's workers, too, end with 0 whatever their tests did: how the
         session went is in ``workeroutput``.
     """
-    atexit._run_exitfuncs()
+    run_exit_handlers(join_threads=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

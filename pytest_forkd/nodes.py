@@ -238,7 +238,8 @@ class ForkdNodeManager(NodeManager):
         self.backend = backend
         self.events = EventQueue()
         self.nodes: dict[str, ForkdWorkerController] = {}
-        self._warm = False
+        #: Whether there is a collector that forks workers.
+        self.warm = False
 
     def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
         """Make a node; its process is spawned at once if there is a collector to fork it."""
@@ -251,7 +252,7 @@ class ForkdNodeManager(NodeManager):
         gateway.node = node  # type: ignore[attr-defined]
         self.nodes[gateway.id] = node
         node.setup()
-        if self._warm:
+        if self.warm:
             self.spawn(node)
         return node
 
@@ -264,7 +265,7 @@ class ForkdNodeManager(NodeManager):
 
     def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
         """The collector is ready: have these nodes' processes made, and those of later ones."""
-        self._warm = True
+        self.warm = True
         for node in nodes:
             self.spawn(node)
 
@@ -288,7 +289,7 @@ class ForkdNodeManager(NodeManager):
 
         :returns: the nodes that it takes along, once everything they sent has been read.
         """
-        self._warm = False
+        self.warm = False
         nodes = [node for node in self.nodes.values() if node.spawned and not node.down]
         deadline = time.monotonic() + 1.0
         for node in nodes:
@@ -305,7 +306,7 @@ class ForkdNodeManager(NodeManager):
         interrupted, too, so that their fixtures are torn down. A second Ctrl-C ends all at once.
         """
         try:
-            if self._warm:
+            if self.warm:
                 self._interrupt_workers()
                 self.backend.end_run(self.EXIT_TIMEOUT)
             else:

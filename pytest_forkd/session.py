@@ -20,11 +20,12 @@ from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
 from pytest_forkd.durations import Durations
-from pytest_forkd.garbage import fewer_full_collections
+from pytest_forkd.garbage import fewer_full_collections, last_collection
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out, top_up
+from pytest_forkd.reserve import Reserve
 from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
 from pytest_forkd.snapshots.plan import Plan
@@ -71,6 +72,8 @@ class ForkdSession(DSession):
         self._collector_losses = 0
         self._exit: Exception | None = None
         self.durations = Durations(None, self.warn)
+        self._estimates: Estimates | None = None
+        self._reserve = Reserve(self._call_reserve)
         # Workers append to a log file that the controller has open, too.
         reopen_log_files()
 
@@ -122,6 +125,7 @@ class ForkdSession(DSession):
         super().pytest_sessionfinish()
         self.backend.close()
         self.durations.save(self.inbox.ids or ())
+        last_collection()
 
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
@@ -155,8 +159,12 @@ class ForkdSession(DSession):
 
     def _estimate(self, ids: Sequence[str], split_scope: SplitScope | None) -> Estimates:
         """What is known of the tests, now that they are."""
-        known = self.durations.known(ids)
-        return Estimates(ids, known, self.inbox.fixtures, self.durations.fixtures, split_scope)
+        if self._estimates is None:
+            known = self.durations.known(ids)
+            self._estimates = Estimates(
+                ids, known, self.inbox.fixtures, self.durations.fixtures, split_scope
+            )
+        return self._estimates
 
     def triggershutdown(self) -> None:
         """Shut down all workers; a run that is to stop does not wait for what they have queued."""
@@ -197,6 +205,7 @@ class ForkdSession(DSession):
         if self.level == "collection":
             nodes = self._take_collection(warm, nodes)
         self.nodemanager.spawn_nodes(nodes)
+        self._reserve.watch(self.nodemanager.events)
         return True
 
     def _await_answer(self) -> dict[str, Any]:
@@ -247,7 +256,37 @@ class ForkdSession(DSession):
         self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes
-        return self._keep(nodes, max(1, min(len(nodes), len(ids))))
+        nodes = self._keep(nodes, max(1, min(len(nodes), len(ids))))
+        if not self._deals():
+            return nodes
+        begin = self._reserve.split(nodes, lambda ids: self._estimate(ids, None), ids)
+        for node in nodes[len(begin) :]:
+            self._do_without(node)
+        self.config.option.tx = self.config.option.tx[: len(begin)]
+        return begin
+
+    def _deals(self) -> bool:
+        """Whether forkd's own scheduler is going to deal, which takes workers at any time."""
+        hook = self.config.hook.pytest_xdist_make_scheduler
+        return self.settings.own_scheduler and len(hook.get_hookimpls()) == 1
+
+    def _call_reserve(self, nodes: Sequence[ForkdWorkerController]) -> None:
+        assert self.nodemanager is not None
+        self._active_nodes.update(nodes)
+        for node in nodes:
+            self.nodemanager.spawn(node)
+
+    def worker_reserve_due(self) -> None:
+        """The tests may take longer than was expected."""
+        assert self.nodemanager is not None
+        possible = self.nodemanager.warm and not self.shuttingdown
+        work = isinstance(self.sched, ForkdScheduling) and self.sched.has_work
+        self._reserve.due(possible and work, self.nodemanager.events)
+
+    def _do_without(self, node: ForkdWorkerController) -> None:
+        self._active_nodes.discard(node)
+        if self.terminal:
+            self.trdist._status.pop(node.gateway.spec.id, None)
 
     def _learn(self, names: list[str], *, complete: bool) -> None:
         """Remember which third-party modules the collection imported.
@@ -268,9 +307,7 @@ class ForkdSession(DSession):
         """Do without the nodes after the first ``count``: there are no tests for them."""
         for node in nodes[count:]:
             node.discard()
-            self._active_nodes.discard(node)
-            if self.terminal:
-                self.trdist._status.pop(node.gateway.spec.id, None)
+            self._do_without(node)
         # Schedulers wait for as many nodes as there are --tx entries.
         self.config.option.tx = self.config.option.tx[:count]
         self.config.option.numprocesses = count

@@ -2,7 +2,7 @@
 
 pytest's terminal reporter flushes after every report, three times a test. Into a pipe or a file
 that is a system call a test, and often a switch to whoever reads; there the controller flushes
-before it waits for its workers, and every :data:`LATENCY` seconds while it does not get to wait.
+:data:`LATENCY` seconds after it was first asked to, whether it waits for its workers then or not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["LATENCY", "BatchedFile", "batched_terminal"]
 
-#: Seconds that a flush is put off at most while events are being handled.
+#: Seconds that a flush is put off.
 LATENCY = 0.05
 
 
@@ -42,6 +42,19 @@ class BatchedFile:
         elif now - self._since >= LATENCY:
             self.flush_now()
 
+    def flush_in_time(self) -> float | None:
+        """Flush if it is time to.
+
+        :returns: the seconds until it will be; ``None`` if nobody waits for a flush.
+        """
+        if self._since is None:
+            return None
+        elapsed = self._clock() - self._since
+        if elapsed < LATENCY:
+            return LATENCY - elapsed
+        self.flush_now()
+        return None
+
     def flush_now(self) -> None:
         """Flush if that has been asked for."""
         if self._since is not None:
@@ -50,12 +63,13 @@ class BatchedFile:
 
 
 @contextlib.contextmanager
-def batched_terminal(reporter: Any) -> Iterator[Callable[[], None] | None]:
+def batched_terminal(reporter: Any) -> Iterator[Callable[[], float | None] | None]:
     """Batch the flushes of a terminal reporter, until the end of the block.
 
     :param reporter: the plugin ``terminalreporter``, or ``None``.
-    :returns: what to call before waiting for anything; ``None`` where the output stays live: on a
-        terminal, or for a reporter that has no writer like pytest's.
+    :returns: what to call before waiting for anything, and again after the seconds that it returns;
+        ``None`` where the output stays live: on a terminal, or for a reporter that has no writer
+        like pytest's.
     """
     writer = getattr(reporter, "_tw", None)
     file = getattr(writer, "_file", None)
@@ -65,7 +79,7 @@ def batched_terminal(reporter: Any) -> Iterator[Callable[[], None] | None]:
     batched = BatchedFile(file)
     writer._file = batched
     try:
-        yield batched.flush_now
+        yield batched.flush_in_time
     finally:
         if writer._file is batched:
             writer._file = file

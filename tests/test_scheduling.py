@@ -321,3 +321,68 @@ def test_with_x_nothing_more_is_begun(pytester: pytest.Pytester, run: Runner) ->
     result = run("-x", workers=2)
     assert result.ret == 2
     assert len(order(pytester)) < 20
+
+
+def _workers_used(pytester: pytest.Pytester) -> set[str]:
+    runs = (pytester.path / "runs").iterdir()
+    return {worker for path in runs for worker in path.read_text().split()}
+
+
+def _forget_runs(pytester: pytest.Pytester) -> None:
+    for path in (pytester.path / "runs").iterdir():
+        path.unlink()
+
+
+def test_what_is_known_to_be_quick_has_few_workers(pytester: pytest.Pytester, run: Runner) -> None:
+    """Each worker costs something; the others do as if there had been no tests for them."""
+    write_suite(
+        pytester,
+        conftest="""
+        from doing import note
+        def pytest_testnodedown(node, error): note("down", node.gateway.id)
+        """,
+        test_it="""
+        import pytest
+        @pytest.mark.parametrize("i", range(12))
+        def test_it(i, request):
+            assert request.config.workerinput["workercount"] == 4
+        """,
+    )
+    run(workers=4).assert_outcomes(passed=12)
+    assert len((pytester.path / "down").read_text().split()) == 4, "nothing was known"
+    (pytester.path / "down").unlink()
+    _forget_runs(pytester)
+    run(workers=4).assert_outcomes(passed=12)
+    assert len((pytester.path / "down").read_text().split()) == len(_workers_used(pytester)) == 1
+    assert_each_ran(pytester, tests=12)
+    # Who asks for one of xdist's schedulers gets the workers that it deals to.
+    (pytester.path / "down").unlink()
+    run("--dist=load", workers=4).assert_outcomes(passed=12)
+    assert len((pytester.path / "down").read_text().split()) == 4
+
+
+def test_more_workers_come_if_tests_take_longer_than_was_known(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """Here the first test ends only once three others are running."""
+    write_suite(
+        pytester,
+        test_it="""
+        import os, pathlib, pytest
+        from doing import note, wait_for
+        @pytest.mark.parametrize("i", range(12))
+        def test_it(i, worker_id):
+            if not os.path.exists("slow"):
+                return
+            note("at-work", worker_id)
+            if len(set(pathlib.Path("at-work").read_text().split())) == 4:
+                note("all")
+            wait_for("all")
+        """,
+    )
+    run(workers=4).assert_outcomes(passed=12)
+    (pytester.path / "slow").touch()
+    _forget_runs(pytester)
+    run(workers=4).assert_outcomes(passed=12)
+    assert len(_workers_used(pytester)) == 4
+    assert_each_ran(pytester, tests=12)

@@ -46,13 +46,18 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._events: collections.deque[tuple[str, dict[str, Any]]] = collections.deque()
+        self._later: list[tuple[float, tuple[str, dict[str, Any]]]] = []
         self._selector = selectors.DefaultSelector()
-        #: Called before :meth:`get` waits.
-        self.before_wait: Callable[[], None] | None = None
+        #: Called before :meth:`get` waits, which is for no longer than the seconds it returns.
+        self.before_wait: Callable[[], float | None] | None = None
 
     def put(self, event: tuple[str, dict[str, Any]]) -> None:
         """Append an event: its name and its arguments."""
         self._events.append(event)
+
+    def put_later(self, seconds: float, event: tuple[str, dict[str, Any]]) -> None:
+        """Append an event once ``seconds`` have passed, or a little later."""
+        self._later.append((time.monotonic() + seconds, event))
 
     def get(self, block: bool = True, timeout: float | None = None) -> tuple[str, dict[str, Any]]:
         """The next event.
@@ -62,15 +67,30 @@ class EventQueue:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._events:
-            if self.before_wait is not None:
-                self.before_wait()
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self.poll(remaining if block else 0)
+            self.poll(self._patience(deadline) if block else 0)
+            self._put_due()
             if not self._events and (
                 not block or (deadline is not None and time.monotonic() >= deadline)
             ):
                 raise queue.Empty
         return self._events.popleft()
+
+    def _patience(self, deadline: float | None) -> float | None:
+        """Seconds until something has to be done, whatever comes; ``None`` if nothing has to be."""
+        limits = [when for when, _event in self._later]
+        if deadline is not None:
+            limits.append(deadline)
+        if self.before_wait is not None:
+            seconds = self.before_wait()
+            if seconds is not None:
+                limits.append(time.monotonic() + seconds)
+        return max(0.0, min(limits) - time.monotonic()) if limits else None
+
+    def _put_due(self) -> None:
+        if self._later:
+            now = time.monotonic()
+            self._events.extend(event for when, event in self._later if when <= now)
+            self._later = [entry for entry in self._later if entry[0] > now]
 
     def poll(self, timeout: float | None) -> None:
         """Wait for a registered file to be ready and let its callback run."""
@@ -89,6 +109,7 @@ class EventQueue:
     def close(self) -> None:
         """Forget everything."""
         self._events.clear()
+        self._later.clear()
         self._selector.close()
 
 

@@ -82,6 +82,9 @@ class Estimates:
     :param split_scope: if given, items for which it returns the same are never separated.
     """
 
+    #: Seconds that no test takes less than.
+    LEAST = OVERHEAD
+
     def __init__(
         self,
         ids: Sequence[str],
@@ -124,6 +127,15 @@ class Estimates:
         self._costs = [of_keys[key] for key in fixtures.instances]
         for start, stop, used in fixtures.runs:
             self._used[start:stop] = [frozenset(used)] * (stop - start)
+
+    def total(self) -> float | None:
+        """Seconds that all items take, one after the other; ``None`` if some are unknown."""
+        total = sum(self._costs)
+        for seconds in self.times:
+            if seconds is None:
+                return None
+            total += seconds
+        return total
 
     def time(self, index: int) -> float:
         """Seconds that an item is expected to take, without the fixtures that it shares."""

@@ -48,16 +48,19 @@ __all__ = ["run_collector"]
 _REQUEST_TIMEOUT = 600.0
 
 
-def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
+def run_collector(
+    connection: FrameSocket, request: dict[str, Any], nursery: Nursery | None = None
+) -> int:
     """Serve one run; returns in the collector and in each of its workers.
 
     :param connection: to the controller.
     :param request: see ``pytest_forkd.backends.process``.
+    :param nursery: what forks the workers, where the connection is of another kind.
     :returns: the process's exit status.
     """
     processes.become_subreaper()
     take_over(request)
-    nursery = Nursery(connection)
+    nursery = nursery or Nursery(connection)
     start: Start | pytest.UsageError | None = None
     if request.get("early"):
         try:

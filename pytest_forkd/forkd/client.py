@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-from typing_extensions import Self
 
 from pytest_forkd.forkd.answers import (
     EvalResult,
@@ -39,6 +37,9 @@ from pytest_forkd.forkd.errors import (
 )
 from pytest_forkd.forkd.transport import Transport
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 __all__ = ["MAX_REQUEST", "Busy", "Client", "EvalResult", "ExecResult", "ForkdError"]
 __all__ += ["NoSuchSandbox", "NoSuchTag", "NotBootable", "RequestFailed", "Sandbox", "Snapshot"]
 __all__ += ["SnapshotDetail", "TooLarge", "Unauthorized", "Unreachable"]
@@ -62,8 +63,6 @@ _EVAL_LIMIT = 30.0
 #: Seconds of grace on top of a time-out that the daemon keeps.
 _GRACE = 5.0
 _SHOWN_TAGS = 20
-
-_ClientT = TypeVar("_ClientT", bound="Client")
 
 
 class Client:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.standin.guest import cloning
-from tests.standin.plumbing import NotClonable, Plumbing, open_files
+from tests.standin.plumbing import NotClonable, Plumbing, open_files, unix_sockets
 
 __all__ = ["Machine", "Machines", "NotClonable"]
 
@@ -293,7 +293,8 @@ class Machines:
         control: socket.socket,
         parents: dict[int, int],
     ) -> None:
-        pidfds, fds = [], []
+        pidfds: list[list[int]] = []
+        fds: list[int] = []
         for entry in table:
             if entry.target == "anon_inode:[pidfd]" and entry.pid in new_pids:
                 pidfds.append([entry.fd, len(fds)])
@@ -357,8 +358,6 @@ def _ask(control: socket.socket, message: Any) -> Any:
 
 def _control_fd(pid: int, control: socket.socket) -> int:
     """The descriptor of a process's end of the connection to it."""
-    from tests.standin.plumbing import unix_sockets
-
     mine = os.fstat(control.fileno()).st_ino
     peer = unix_sockets()[mine].peer
     for name in os.listdir(f"/proc/{pid}/fd"):

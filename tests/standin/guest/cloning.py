@@ -8,8 +8,8 @@ connected among each other as the originals are (see ``tests/standin/plumbing.py
 guest's directories, and go on where the originals were stopped. Code that is cloned neither
 knows of this nor helps.
 
-Two things need pretence. A fork reseeds the generator of ``random``, a restored machine does not: its
-state is put back. And the forks are children of the daemon, with new process ids, where the
+Two things need pretence. A fork reseeds the generator of ``random``, a restored machine does not:
+its state is put back. And the forks are children of the daemon, with new process ids, where the
 original's parent remembers the original: in a clone, ``os.waitpid``, ``os.kill`` and
 ``os.pidfd_open`` know the remembered ids.
 
@@ -33,7 +33,7 @@ CLONE_SIGNAL = signal.SIGRTMIN + 7
 _PATIENCE = 120.0
 _MAX_FDS = 250
 _CLONE_NEWNS = 0x00020000
-_MS_BIND = 0x1000
+_MS_BIND, _MNT_DETACH = 0x1000, 2
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 1, 36, 37
 _CREATION_FLAGS = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 
@@ -189,6 +189,9 @@ def _replace(plan: Any, fds: list[int]) -> None:
     """Give this fresh clone its own directories and descriptors."""
     if plan["mounts"] is not None:
         call("unshare", _CLONE_NEWNS)
+        for _source, target in plan["mounts"]:
+            # Not on top of it: that would vanish with the original's directory.
+            call("umount2", target.encode(), _MNT_DETACH)
         bind_mounts(plan["mounts"])
     else:
         call("setns", fds[plan["namespace"]], _CLONE_NEWNS)
@@ -234,15 +237,15 @@ def _finish(news: Any, fds: list[int]) -> None:
         if actual in changed:
             _pids[remembered] = changed[actual]
     _pids.update(changed)
-    children = {old for old, actual in _children.items() if actual in changed}
-    children.update(news["children"])
+    # By the id that this process knows them by: it is older than the latest one of a clone.
+    known = {actual: old for old, actual in _children.items()}
     _children.clear()
-    _children.update({old: _pids[old] for old in children})
+    _children.update({known.get(each, each): changed[each] for each in news["children"]})
     for fd, index in news["pidfds"]:
         os.dup2(fds[index], fd, os.get_inheritable(fd))
     for fd in fds:
         os.close(fd)
-    os.waitpid, os.kill = _waitpid, _kill  # type: ignore[assignment]
+    os.waitpid, os.kill = _waitpid, _kill
     if _real_pidfd_open is not None:
         os.pidfd_open = _pidfd_open
 

@@ -20,6 +20,6 @@ if "STANDIN_CONTROL" in os.environ:
 # What the environment has under this name is still to be run.
 del sys.modules["sitecustomize"]
 try:
-    import sitecustomize  # noqa: F401
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401
 except ImportError:
     sys.modules["sitecustomize"] = sys.modules["_standin_cloning"]

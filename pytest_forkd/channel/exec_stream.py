@@ -259,6 +259,13 @@ class ExecStream:
             self._received += len(answer.data)
             return answer.data
 
+    def confirm(self) -> None:
+        """Let the guest know what has been received: it may wait for that.
+
+        :raises StreamError: if it cannot be reached any more, or the stream has been closed.
+        """
+        self._exchange(self._request)
+
     def close(self) -> None:
         """Let :meth:`send` and :meth:`receive` end as soon as they are not waiting for the way."""
         self._closed.set()

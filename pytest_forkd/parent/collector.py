@@ -228,6 +228,7 @@ class CollectorPlugin:
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
         self.birth: Birth | None = None
+        self.started = time.perf_counter()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -260,6 +261,7 @@ class CollectorPlugin:
                     "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
                     "modules": self.watch.modules(self.config, self.exclude),
+                    "seconds": time.perf_counter() - self.started,
                 }
             }
         )

@@ -328,12 +328,12 @@ class Machine:
         console = self.console()
         if "Kernel panic" in console:
             return "the guest's kernel panicked"
+        complaints = [line for line in console.splitlines() if line.startswith("qemu-system")]
+        if status and complaints:
+            return complaints[0]
         if status < 0:
             with contextlib.suppress(ValueError):
                 return f"QEMU was ended by {signal.Signals(-status).name}"
-        complaints = [line for line in console.splitlines() if line.startswith("qemu-system")]
-        if status and complaints:
-            return complaints[-1]
         return (
             "the guest switched itself off" if status == 0 else f"QEMU ended with status {status}"
         )

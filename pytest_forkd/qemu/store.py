@@ -122,7 +122,8 @@ class Store:
             return found
         folder = self.directory / kind
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             with FileLock(folder / f"{name}.lock", timeout=_LOCK_TIMEOUT):
                 return self.get(kind, name) or self._build(kind, name, builder)
         except Timeout:

@@ -1,0 +1,112 @@
+"""Where a daemon is and what opens it: URL, token, certificates."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from pytest_forkd.forkd.errors import ForkdError
+
+__all__ = ["DEFAULT_URL", "TOKEN_VARIABLE", "URL_VARIABLE", "Token", "is_local", "parse_url"]
+__all__ += ["read_token", "tls_context"]
+
+DEFAULT_URL = "http://127.0.0.1:8889"
+URL_VARIABLE = "FORKD_URL"
+#: Never an option: a command line can be read by every user of the machine.
+TOKEN_VARIABLE = "FORKD_TOKEN"  # noqa: S105 - the name of a variable
+#: Bytes of a token file that are read.
+_MAX_TOKEN = 4096
+
+
+class Token:
+    """A bearer token, which shows itself to nobody but :meth:`header`."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def header(self) -> str:
+        """The value of the header ``Authorization``."""
+        return f"Bearer {self._text}"
+
+    def hide(self, text: str) -> str:
+        """``text`` without the token, should it be there."""
+        return text.replace(self._text, "***")
+
+    def __repr__(self) -> str:
+        return "Token(***)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a token is not to be pickled")
+
+
+def parse_url(text: str, source: str = "--forkd-url") -> str:
+    """A daemon's URL in its short form, without a slash at its end.
+
+    :param source: what to name in an error.
+    :raises ForkdError: if it is none.
+    """
+    example = f"Give the daemon's address, such as {DEFAULT_URL}."
+    try:
+        parts = urlsplit(text.strip())
+        secret = parts.username is not None or parts.password is not None
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        raise ForkdError(f"{source}: this is no URL. {example}") from None
+    if secret:
+        raise ForkdError(
+            f"{source}: a URL must not hold a password; the token goes into {TOKEN_VARIABLE} or "
+            "the file of --forkd-token-file."
+        )
+    if not valid or parts.query or parts.fragment:
+        raise ForkdError(f"{source}: {text!r} is no URL of a daemon. {example}")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def is_local(url: str) -> bool:
+    """Whether a daemon's URL names this machine's loopback."""
+    host = urlsplit(url).hostname or ""
+    return host == "localhost" or host == "::1" or host.startswith("127.")
+
+
+def read_token(file: str | None, environ: Mapping[str, str]) -> str | None:
+    """The token: from ``file`` if one is named, else from ``FORKD_TOKEN``.
+
+    :returns: ``None`` where there is none, for a daemon that wants none.
+    :raises ForkdError: if the file cannot be read, or holds no token.
+    """
+    if file is not None:
+        source = f"--forkd-token-file: {file}"
+        try:
+            with open(os.path.expanduser(file), "rb") as opened:
+                data = opened.read(_MAX_TOKEN + 1)
+        except OSError as exc:
+            raise ForkdError(f"{source} cannot be read: {exc.strerror}.") from None
+        token = data.decode("ascii", "replace").strip()
+        if not token:
+            raise ForkdError(f"{source} is empty; it is to hold the daemon's token.")
+    else:
+        source = TOKEN_VARIABLE
+        token = environ.get(TOKEN_VARIABLE, "").strip()
+        if not token:
+            return None
+    if len(token) > _MAX_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ForkdError(f"{source} holds no token: one line of printable ASCII is expected.")
+    return token
+
+
+def tls_context(ca: str | None) -> ssl.SSLContext:
+    """How a daemon's certificate is verified.
+
+    :param ca: ``--forkd-ca``, a file with the certificates to trust; the system's if left out.
+    :raises ForkdError: if the file holds none.
+    """
+    try:
+        return ssl.create_default_context(cafile=None if ca is None else os.path.expanduser(ca))
+    except (OSError, ssl.SSLError) as exc:
+        reason = exc.strerror if isinstance(exc, FileNotFoundError) else "no PEM certificates in it"
+        raise ForkdError(f"--forkd-ca: {ca} cannot be used: {reason}.") from None

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Container, Iterable
 from typing import Any
 
-__all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children", "prepare"]
+__all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
@@ -30,12 +30,6 @@ def _prctl(option: int, argument: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
             _libc().prctl(option, argument, 0, 0, 0)
-
-
-def prepare() -> None:
-    """Load what :func:`die_with` needs, before it is called in a fork that should do little."""
-    if sys.platform == "linux":
-        _libc()
 
 
 def die_with(parent_pid: int | None) -> None:

@@ -12,16 +12,18 @@ descriptors of connected sockets, so no path of a socket exists:
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_forkd.backends.base import BackendError
-from pytest_forkd.parent import processes
 from pytest_forkd.qemu.qmp import Qmp, QmpError
 
 __all__ = ["CHANNEL_PORT", "Hardware", "Machine", "MachineError", "Snapshot"]
@@ -159,6 +161,20 @@ class Snapshot:
         self.fds = ()
 
 
+@functools.cache
+def _dying_with_us() -> tuple[str, ...]:
+    """The beginning of a command line that ends when the thread that started it does.
+
+    prctl(2), PR_SET_PDEATHSIG: it survives exec, and is set by a program, since calling anything in
+    a fork of a process with threads may hang.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is not None:
+        return (setpriv, "--pdeathsig", "KILL", "--")
+    code = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);os.execvp(sys.argv[1],sys.argv[1:])"
+    return (sys.executable, "-ISc", code)
+
+
 @dataclass
 class Machine:
     """A running QEMU; :meth:`kill` ends it.
@@ -246,18 +262,14 @@ class Machine:
             f"virtserialport,bus=serial.0,nr=1,chardev=channel,name={CHANNEL_PORT}",
         ]
         inherited = [*fds, *memory.fds, *(theirs.fileno() for _ours, theirs in pairs.values())]
-        me = os.getpid()
-        processes.prepare()
         try:
             process = subprocess.Popen(
-                [*arguments, *more],
+                [*_dying_with_us(), *arguments, *more],
                 pass_fds=inherited,
                 stdin=subprocess.DEVNULL,
                 stdout=pairs["console"][1].fileno(),
                 stderr=pairs["console"][1].fileno(),
-                start_new_session=True,
-                # QEMU must not outlive this process, however that ends; not even Ctrl-C is its own.
-                preexec_fn=lambda: processes.die_with(me),
+                start_new_session=True,  # Ctrl-C is not for it
             )
         except OSError as exc:
             for ours, _theirs in pairs.values():

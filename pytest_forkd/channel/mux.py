@@ -10,6 +10,8 @@ payload.
                is the end of that direction
 ``STDERR``     guest to controller: what collector and worker write to standard error
 ``FILES``      bytes of files of the working tree; a ``CONTROL`` message says what they are
+``OPEN``       controller to guest, empty: a new stream begins, for the guest has been cloned; only
+               where nothing else would tell
 =============  ==========================================================================
 """
 
@@ -25,6 +27,7 @@ __all__ = [
     "CONTROL",
     "FILES",
     "MAX_DATA_BYTES",
+    "OPEN",
     "STDERR",
     "WORKER",
     "Demultiplexer",
@@ -33,7 +36,7 @@ __all__ = [
     "parse_control",
 ]
 
-CONTROL, WORKER, STDERR, FILES = range(4)
+CONTROL, WORKER, STDERR, FILES, OPEN = range(5)
 #: Payload of a frame that is not ``CONTROL``; longer data is cut.
 MAX_DATA_BYTES = 256 * 1024
 _HEADER = struct.Struct("!BI")

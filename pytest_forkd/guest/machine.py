@@ -20,6 +20,7 @@ from pytest_forkd.guest.nursery import Connection, GuestNursery
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
+from pytest_forkd.guest.virtio import VirtioPort, find_port
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.preloading import Preloaded, Unsafe, preload
 from pytest_forkd.parent.server import start_anew
@@ -50,6 +51,11 @@ def main(argv: list[str]) -> int:
         metavar="PATH",
         help="import the third-party modules that the test files there name",
     )
+    parser.add_argument(
+        "--port",
+        metavar="NAME",
+        help="talk over this virtio port, and not over a socket that an agent connects to",
+    )
     parser.add_argument("--skip", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
 
@@ -72,10 +78,10 @@ def main(argv: list[str]) -> int:
         preloaded = preload(plan)
     except Unsafe as exc:
         start_anew(argv, plan, exc)
-    with _listen() as listener:
-        gc.freeze()
-        print('{"ready": true}', flush=True)  # noqa: T201 - the agent reads it
-        return _Guest(listener, preloaded).run()
+    port = Port(_listen()) if options.port is None else VirtioPort(find_port(options.port))
+    gc.freeze()
+    print('{"ready": true}', flush=True)  # noqa: T201 - the agent reads it
+    return _Guest(port, preloaded).run()
 
 
 def _listen() -> socket.socket:
@@ -102,8 +108,8 @@ def _listen() -> socket.socket:
 
 
 class _Guest:
-    def __init__(self, listener: socket.socket, preloaded: Preloaded) -> None:
-        self.port = Port(listener)
+    def __init__(self, port: Port | VirtioPort, preloaded: Preloaded) -> None:
+        self.port = port
         self.preloaded = preloaded
 
     def run(self) -> int:

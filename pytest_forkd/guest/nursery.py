@@ -14,6 +14,7 @@ from pytest_forkd.channel.frames import Frame
 from pytest_forkd.channel.mux import CONTROL, STDERR, WORKER, parse_control
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.restore import restore
+from pytest_forkd.guest.virtio import VirtioPort
 from pytest_forkd.parent.nursery import Birth, Nursery
 
 __all__ = ["Connection", "GuestNursery"]
@@ -35,7 +36,7 @@ class Connection:
     :param port: the guest's.
     """
 
-    def __init__(self, port: Port) -> None:
+    def __init__(self, port: Port | VirtioPort) -> None:
         self.port = port
         self.eof = False
         # Nameless: it goes with the last process that has it open.

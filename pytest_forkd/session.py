@@ -254,6 +254,8 @@ class ForkdSession(DSession):
 
         Those that the parent had imported before are not among ``names``.
         """
+        if not self.backend.trusted:
+            return
         known = self._modules
         scanned, skipped = self.backend.early_imports()
         self._modules = Modules(
@@ -336,6 +338,13 @@ class ForkdSession(DSession):
         node._down = True
         self.config.hook.pytest_testnodedown(node=node, error=error)
         crashitem, more = self._take_out(node)
+        if node.end is not None and node.end.blameless:
+            self.report_line(f"\nforkd: worker {node.gateway.id} is lost: {node.end.reason}")
+            if crashitem:
+                run_again(self.sched, node, crashitem)
+            self._replace(node)
+            self._active_nodes.discard(node)
+            return
         if crashitem:
             self.handle_crashitem(crashitem, node)
         self._failed_nodes_count += 1

@@ -106,6 +106,7 @@ class Machines:
                 TMPDIR=_TMP,
                 PYTHONPATH=str(_GUEST / "site"),
                 STANDIN_CONTROL=self._control_path,
+                PYTEST_FORKD_SHARED_KERNEL="1",
             )
             environ["PATH"] = f"{Path(sys.executable).parent}:{environ.get('PATH', os.defpath)}"
             log = os.open(machine.directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

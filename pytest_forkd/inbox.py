@@ -103,7 +103,7 @@ class Inbox:
             raise BadEvent(f"it was not given {nodeid!r}")
         if node.running is not None:
             raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
-        node.given.discard(index)
+        del node.given[index]
         node.running = index
         node.begun.add(index)
         node.location = location = _location(location)
@@ -267,7 +267,8 @@ class Inbox:
             self.nodeid(node, index)
             if index not in node.given:
                 raise BadEvent(f"item {index} is not its to give back")
-        node.given.difference_update(indices)
+        for index in indices:
+            node.given.pop(index, None)
         self._session.worker_unscheduled(node, indices)
 
     def _on_interrupted(

@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from tests.conftest import Runner
+from tests.forkd_fixtures import TAG
 from tests.standin.fixture import StandIn
 from tests.test_parity import Outcome, check_outcome, run_suite
-
-TAG = "base"
-WARMUP = {"FORKD_WARMUP_CMD": "python3 -m pytest_forkd.parent --ready-json"}
-
-ForkdRunner = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A daemon with a snapshot, whose guests have nothing of the suites that tests write."""
-    with StandIn(tmp_path_factory.mktemp("daemon")) as daemon:
-        daemon.boot(TAG, WARMUP, {str(tmp_path_factory.getbasetemp()): None})
-        yield daemon
-
-
-@pytest.fixture(autouse=True)
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs write down what they have made at daemons."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state" / "pytest-forkd" / "forkd"
-
-
-def options(*daemons: StandIn, tag: str = TAG) -> list[str]:
-    """What makes a run use these daemons."""
-    return [
-        "--forkd-backend=forkd",
-        f"--forkd-tag={tag}",
-        *(f"--forkd-url={each.url}" for each in daemons),
-    ]
-
-
-def assert_nothing_is_left(records: Path, *daemons: StandIn) -> None:
-    """No sandbox, no branch, no record of any."""
-    for daemon in daemons:
-        assert daemon.get("/v1/sandboxes") == []
-        assert not [each["tag"] for each in daemon.get("/v1/snapshots") if "run" in each["tag"]]
-    assert [path.name for path in records.glob("*.json")] == []
-
-
-@pytest.fixture
-def forkd(run: Runner, daemon: StandIn, records: Path) -> Iterator[Runner]:
-    """Run the suite in the test's directory in machines of the daemon."""
-
-    def forkd(*args: str | Path, tag: str = TAG, **kwargs: object) -> pytest.RunResult:
-        return run(*options(daemon, tag=tag), *args, **kwargs)
-
-    yield forkd
-    assert_nothing_is_left(records, daemon)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +74,7 @@ def test_there_are_no_more_machines_than_tests(
     result = forkd("--forkd-warm=collection", workers=8)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["created: 2/2 workers", f"forkd: 8 workers, forkd backend, *{TAG}*"]
+        [f"forkd: 8 workers, forkd backend, *{TAG}*", "2 workers [[]2 items[]]"]
     )
     assert daemon.log.read_text().count("/branch HTTP") == before + 1
     assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3

@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -269,8 +270,12 @@ class MachinesBackend(Backend):
             return
         load = collections.Counter({key: self._making[key] for key in by_id})
         load.update(id(e.host) for e in self._entries.values() if e.stage in ("idle", "busy"))
+        # A host that is not ready yet is to get its share, too.
+        most = math.ceil((sum(load.values()) + count) / len(self._hosts))
         for _ in range(count):
             key = min(by_id, key=lambda each: load[each])
+            if load[key] >= most and self._branching():
+                break  # see _branched()
             load[key] += 1
             shares[key] += 1
         for key, share in shares.items():
@@ -370,18 +375,25 @@ class MachinesBackend(Backend):
             self._lost(entry, f"it said {name!r}, which nobody had asked for")
 
     def _lost(self, entry: _Entry, reason: str, *, blameless: bool = False) -> None:
-        """A machine is of no use any more."""
+        """A machine is of no use any more.
+
+        :param blameless: its host is gone, and all that was there.
+        """
         if entry.stage == "gone":
             return
-        stage, worker = entry.stage, entry.machine.worker
-        self._remove(entry)
         reason = f"{entry.place.name}: {reason}"
         if blameless:
             self._drop_host(entry.host, reason)
+        else:
+            self._lose(entry, reason)
+
+    def _lose(self, entry: _Entry, reason: str, *, blameless: bool = False) -> None:
+        stage, worker = entry.stage, entry.machine.worker
+        self._remove(entry)
         if stage == "busy":
             assert worker is not None
             if not entry.ended:
-                self._end_worker(worker, WorkerEnd(reason, blameless=blameless))
+                self._end_worker(worker, WorkerEnd(reason, blameless=blameless, abrupt=True))
         else:
             self._failures += 1
             self._could_not_make(reason)
@@ -404,9 +416,7 @@ class MachinesBackend(Backend):
         if self._stage == "asked":
             if self._entries or any(self._making.values()):
                 return  # another one may still answer
-            self._stage = "answered"
-            assert self._listener is not None
-            self._listener.on_collector_message({"usage_error": [f"pytest-forkd: {reason}"]})
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
         elif not self._usable_hosts() and not self._branching():
             self._give_up(reason)
         elif self._failures > limit:
@@ -418,7 +428,11 @@ class MachinesBackend(Backend):
             self._deal_soon()
 
     def _branching(self) -> bool:
-        return any(e.stage in ("branching", "collecting", "setup") for e in self._entries.values())
+        """Whether a host may still come to have a branch, at level ``collection``."""
+        if self._level != "collection":
+            return False
+        branched = [id(host) for host in self._hosts if id(host) in self._branches]
+        return any(id(entry.host) not in branched for entry in self._entries.values())
 
     def _give_up(self, reason: str) -> None:
         """No host is left that could make a machine."""
@@ -427,8 +441,11 @@ class MachinesBackend(Backend):
         self._orders.clear()
         for entry in list(self._entries.values()):
             self._remove(entry)
-        assert self._listener is not None
-        self._listener.on_collector_lost(reason)
+        if self._stage == "asked":
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        elif not self._ending:
+            assert self._listener is not None
+            self._listener.on_collector_lost(reason)
 
     def _drop_host(self, host: Host, reason: str) -> None:
         """Do without a host: its machines are lost."""
@@ -436,9 +453,12 @@ class MachinesBackend(Backend):
             return
         self._hosts.remove(host)
         self._branches.pop(id(host), None)
+        if not self._hosts:
+            self._give_up(reason)
+            return
         for entry in list(self._entries.values()):
             if entry.host is host:
-                self._lost(entry, reason, blameless=True)
+                self._lose(entry, reason, blameless=True)
 
     def _remove(self, entry: _Entry) -> None:
         """Let go of a machine and have it removed."""

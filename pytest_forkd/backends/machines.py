@@ -41,6 +41,7 @@ __all__ = ["Host", "MachinesBackend", "Place"]
 _CLOSE_LIMIT = 20.0
 #: Seconds for a guest to say that it has forked its worker.
 _FORK_LIMIT = 60.0
+_SILENT = f"it has not said within {_FORK_LIMIT:g} seconds that its worker exists"
 #: Machines that may fail while they are set up, beyond one for each worker.
 _SPARE_FAILURES = 3
 
@@ -110,7 +111,18 @@ class _Entry:
         #: ``setup``, ``collecting``, ``idle``, ``busy`` or ``gone``.
         self.stage = "setup"
         self.ended = False
-        self.deadline: float | None = None
+        self._timer: threading.Timer | None = None
+
+    def watch(self, post: Callable[[Callable[[], None]], None], late: Callable[[], None]) -> None:
+        """Have ``late`` called in the main loop if the worker is not forked in time."""
+        self._timer = threading.Timer(_FORK_LIMIT, post, (late,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def unwatch(self) -> None:
+        """There is nothing to be late with any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class MachinesBackend(Backend):
@@ -366,8 +378,6 @@ class MachinesBackend(Backend):
             self._collected(entry, name, value)
         elif entry.stage == "busy" and name in ("forked", "exit", "fork_failed"):
             self._worker_said(entry, name, value)
-        elif name in ("hello", "restored"):
-            return
         elif name == "over":
             if not entry.ended:
                 self._lost(entry, f"the guest's parent has ended with exit code {value}")
@@ -466,6 +476,7 @@ class MachinesBackend(Backend):
             if entry.stage == "setup":
                 self._making[id(entry.host)] -= 1
             entry.stage = "gone"
+            entry.unwatch()
             entry.machine.close()
             del self._entries[id(entry)]
             if not self._closed:
@@ -514,7 +525,7 @@ class MachinesBackend(Backend):
     def _assign(self, entry: _Entry, order: _Order) -> None:
         machine = entry.machine
         entry.stage = "busy"
-        entry.deadline = time.monotonic() + _FORK_LIMIT
+        entry.watch(self._post, lambda: self._lost(entry, _SILENT))
         machine.worker = order.worker
         with order.channel:
             machine.attach(order.channel)
@@ -527,7 +538,7 @@ class MachinesBackend(Backend):
             return
         assert worker is not None
         if name == "forked":
-            entry.deadline = None
+            entry.unwatch()
             return
         entry.ended = True
         self._remove(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -43,6 +44,8 @@ BOOTED_MARK = "pytest-forkd: the guest has booted"
 #: Grows when an image that is made differently must not be taken for one of before.
 _FORMAT = 2
 _MKFS_TIMEOUT = 300.0
+#: How many older images of an environment are kept.
+_KEPT_IMAGES = 1
 #: Called with a stage's name and the part of it that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
@@ -138,7 +141,17 @@ def build_image(
     def build(folder: Path) -> dict[str, Any]:
         return _build(folder, store, kernel, what, progress)
 
-    return store.build("images", image_fingerprint(kernel, include, project), build)
+    name = image_fingerprint(kernel, include, project)
+    found = store.get("images", name)
+    if found is not None:
+        return found
+    entry = store.build("images", name, build)
+    # Images of this environment as it once was; the one before may be in use, or come back.
+    others = [e for e in store.entries() if e.kind == "images" and e.name != entry.name]
+    for old in [e for e in others if e.meta.get("prefix") == sys.prefix][_KEPT_IMAGES:]:
+        with contextlib.suppress(OSError):
+            store.remove(old)
+    return entry
 
 
 def _build(

@@ -320,6 +320,11 @@ class VirtualMachine:
             reason = str(exc) if self.process.poll() is None else self.describe_end()
             raise VmError(f"a virtual machine could not be {what}: {reason}") from exc
 
+    @property
+    def console_fd(self) -> int:
+        """The descriptor of the console, to be waited for."""
+        return self._console.fileno()
+
     def read_console(self) -> None:
         """Take what the guest has written to its console; it waits for no reader."""
         with contextlib.suppress(BlockingIOError, ConnectionError):

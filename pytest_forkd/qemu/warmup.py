@@ -124,7 +124,8 @@ def _key(base: Base, plan: Plan) -> str:
     arguments = base.hardware.arguments("memory", share=False)
     state = [
         _FORMAT,
-        base.image.name,
+        # Made again, an image is another one, whose blocks a guest may remember elsewhere.
+        [base.image.name, base.image.meta.get("built")],
         base.kernel.identity(),
         base.version,
         arguments,

@@ -60,14 +60,19 @@ class StreamError(Exception):
 
 
 class _EvalResult(Protocol):
-    result: str | None
-    error: str | None
+    @property
+    def result(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
 
 
 class _ExecResult(Protocol):
-    stdout: str
-    stderr: str
-    exit_code: int
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def exit_code(self) -> int: ...
 
 
 class Way(Protocol):

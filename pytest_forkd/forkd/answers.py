@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from pytest_forkd.forkd.errors import RequestFailed, shorten
 
 __all__ = ["EvalResult", "ExecResult", "Sandbox", "Snapshot", "SnapshotDetail"]
-__all__ += ["TAG", "as_list", "as_object", "field", "optional"]
+__all__ += ["ID", "TAG", "as_list", "as_object", "field", "optional"]
 
 #: What forkd accepts as a tag.
 TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 #: What is accepted as a sandbox's id: it becomes part of paths and file names.
-_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_LIST = 100_000
 #: Characters of a short text.
 _MAX_TEXT = 4096
@@ -102,7 +102,7 @@ class Sandbox:
         """
         answer = as_object(value, "a sandbox")
         return cls(
-            id=_matching(answer, "id", _ID),
+            id=_matching(answer, "id", ID),
             snapshot_tag=field(answer, "snapshot_tag", str),
             netns=optional(answer, "netns", str),
             guest_addr=field(answer, "guest_addr", str),

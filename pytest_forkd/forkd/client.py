@@ -112,6 +112,8 @@ class Client:
                 outcome.append(None)
             except ForkdError as exc:
                 outcome.append(exc)
+            except Exception as exc:  # the client may be closed while this goes on
+                outcome.append(RequestFailed(f"{self.url} cannot be asked: {exc!r}"))
 
         thread = threading.Thread(target=ask, name="forkd-health", daemon=True)
         thread.start()

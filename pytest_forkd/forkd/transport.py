@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import ssl
 import time
@@ -25,6 +24,8 @@ __all__ = ["Transport"]
 
 #: Bytes of an answer that are read.
 _MAX_ANSWER = 64 * 1024 * 1024
+#: Bytes of a body to which a limit may apply: a daemon's is 2 MB, a proxy's may be less.
+_LARGE = 500_000
 #: Seconds for a connection to one address of a daemon.
 _CONNECT_LIMIT = 2.0
 #: After how many seconds what is safe to repeat is tried again.
@@ -90,6 +91,9 @@ class Transport:
                     f"within {limit:g} seconds."
                 ) from None
             except (httpx.TransportError, httpx.StreamError) as exc:
+                if content is not None and len(content) > _LARGE:
+                    # Who refuses a request's size may close the connection before it is read.
+                    raise self._too_large(len(content), _reason(exc)) from None
                 pause = next(pauses, None)
                 if pause is None:
                     raise Unreachable(
@@ -133,23 +137,30 @@ class Transport:
                 f"--forkd-token-file, else from {TOKEN_VARIABLE}."
             )
         if status == 413:
-            return TooLarge(
-                f"a request of {size} bytes is too large for the daemon at {self.url}, or for a "
-                f"proxy before it: {said or 'it gives no reason'}"
-            )
+            return self._too_large(size, said or "it gives no reason")
         if status == 503:
             return Busy(f"the daemon at {self.url} is busy: {said or 'it gives no reason'}")
         if not said:
             said = f"{self.url} has answered {path} with HTTP status {status}."
         return RequestFailed(said, status)
 
+    def _too_large(self, size: int, reason: str) -> TooLarge:
+        return TooLarge(
+            f"a request of {size} bytes is too large for the daemon at {self.url}, or for a proxy "
+            f"before it: {reason}"
+        )
+
     def _said(self, data: bytes) -> str:
         """The daemon's reason, fit to be shown."""
         text = ""
-        with contextlib.suppress(ValueError, RecursionError):
+        try:
             answer = json.loads(data)
             if isinstance(answer, dict) and isinstance(answer.get("error"), str):
                 text = answer["error"]
+        except (ValueError, RecursionError):
+            # axum's own refusals are plain text; a proxy's tend to be a page.
+            if not data.lstrip().startswith(b"<"):
+                text = data.decode("utf-8", "replace")
         return shorten(self._token.hide(text) if self._token else text)
 
     def unreachable(self, reason: str) -> Unreachable:

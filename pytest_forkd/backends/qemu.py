@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError, RunRequest
 from pytest_forkd.backends.machine import Machine, MachineError
 from pytest_forkd.backends.machines import Host, MachinesBackend, Place
+from pytest_forkd.backends.project import Project, SyncSettings
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.mux import OPEN, data_frames
@@ -232,14 +233,19 @@ class QemuBackend(MachinesBackend):
     """The ``qemu`` backend.
 
     :param settings: what the guests are like.
+    :param sync: what of the working tree they get.
     :param plan: what their parent is to import.
     :param store: where images and snapshots are kept.
     """
 
     name = "qemu"
+    rebuild = "pytest-forkd image prune --older-than 0s"
 
-    def __init__(self, settings: QemuSettings, plan: Plan, store: Store | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, settings: QemuSettings, sync: SyncSettings, plan: Plan, store: Store | None = None
+    ) -> None:
+        # What is installed is part of the image's fingerprint: a snapshot is never stale.
+        super().__init__(Project(replace(sync, allow_stale=True)))
         self._settings = settings
         self._plan = plan
         self._store = store or Store.find()
@@ -251,6 +257,7 @@ class QemuBackend(MachinesBackend):
         self._host: QemuHost | None = None
 
     def start(self) -> None:
+        super().start()
         self._preparation = self._preparer.submit(self._prepare)
 
     def _prepare(self) -> tuple[Base, Entry]:

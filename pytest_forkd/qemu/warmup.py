@@ -95,7 +95,7 @@ def warm_snapshot(
 
     :raises BackendError: if it cannot be made.
     """
-    plan = replace(plan, scan=None)  # the guest has no project yet
+    plan = replace(plan, scan=None, cwd="/", path=[])  # the guest has no project yet
     key = _key(base, plan)
     wanted = set(plan.learnt)
     for entry in store.entries():

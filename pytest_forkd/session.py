@@ -121,6 +121,8 @@ class ForkdSession(DSession):
         """Shut down all nodes, the collector and the parent."""
         super().pytest_sessionfinish()
         self.backend.close()
+        for line in self.backend.leftovers():
+            self.warn(line)
         self.durations.save(self.inbox.ids or ())
 
     def _begin(self, level: str) -> None:

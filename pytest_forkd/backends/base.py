@@ -184,3 +184,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """End everything at once, and leave nothing behind; safe to call twice."""
+
+    def leftovers(self) -> list[str]:
+        """After :meth:`close`: what could not be removed and why, in lines for the user."""
+        return []

@@ -40,7 +40,14 @@ _CHUNK = 256 * 1024
 
 
 class MachineError(Exception):
-    """A machine is of no use, or not any more; the message says why."""
+    """A machine is of no use, or not any more; the message says why.
+
+    :ivar fatal: no other one would be of use either.
+    """
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
 
 
 class Link(Protocol):
@@ -64,7 +71,7 @@ class Machine:
 
     Two threads per machine: one receives and, at first, sets up; the other sends. What the guest
     says goes to ``tell``, from the receiving thread, as a name and a checked value; the end of it
-    all is ``lost`` with the reason.
+    all is ``lost`` with the reason, or ``fatal`` if no other machine would be of use.
 
     :param name: for messages to the user.
     :param connect: makes the link; called in the receiving thread, where it may wait.
@@ -217,7 +224,9 @@ class Machine:
                     paused = self._say(*self._received.popleft())
                 if not paused:
                     self._received.extend(self._receive())
-        except (MachineError, StreamError) as exc:
+        except MachineError as exc:
+            self._lose(str(exc), "fatal" if exc.fatal else "lost")
+        except StreamError as exc:
             self._lose(str(exc))
         except FrameError as exc:
             self._lose(f"it sent what no guest of ours would send ({exc})")
@@ -289,13 +298,13 @@ class Machine:
         except Exception as exc:
             self._lose(f"{type(exc).__name__}: {exc}")
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, what: str = "lost") -> None:
         with self._changed:
             if self._closed or self._lost:
                 return
             self._lost = True
             self._changed.notify_all()
-        self._tell(self, "lost", reason)
+        self._tell(self, what, reason)
 
     def _enqueue(self, data: bytes) -> None:
         with self._changed:

@@ -31,6 +31,7 @@ from pytest_forkd.backends.base import Backend, BackendError, Listener, RunReque
 from pytest_forkd.backends.guest_request import for_guests
 from pytest_forkd.backends.machine import Link, Machine, MachineError
 from pytest_forkd.backends.process import describe_exit
+from pytest_forkd.backends.project import Project
 from pytest_forkd.channel.gateway import EventQueue
 
 __all__ = ["Host", "MachinesBackend", "Place"]
@@ -112,13 +113,20 @@ class _Entry:
 
 
 class MachinesBackend(Backend):
-    """The part that does not depend on what makes the machines."""
+    """The part that does not depend on what makes the machines.
+
+    :param project: the working tree; ``None`` if a subclass sees to it.
+    """
+
+    #: The command that makes the snapshot anew.
+    rebuild = ""
 
     shares_files = False
     trusted = False
     worth_sharing = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, project: Project | None = None) -> None:
+        self._project = project
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
         self._request: RunRequest | None = None
@@ -157,6 +165,10 @@ class MachinesBackend(Backend):
 
         :raises MachineError: if it is of no use.
         """
+
+    def start(self) -> None:
+        if self._project is not None:
+            self._project.start()
 
     # -- what has no parent process to tell of -------------------------------------------------
 
@@ -308,16 +320,21 @@ class MachinesBackend(Backend):
                     raise MachineError(f"its parent is not at rest, but {hello['state']!r}")
                 if hello["version"] != __version__:
                     raise MachineError(
-                        f"it has pytest-forkd {hello['version']}, this is {__version__}.\n"
-                        "Build the snapshot anew: pytest-forkd snapshot build"
+                        f"the snapshot has pytest-forkd {hello['version']}, this is "
+                        f"{__version__}.\nBuild it anew: {self.rebuild}",
+                        fatal=True,
                     )
                 self._set_up(machine, hello)
+                if self._project is not None:
+                    self._project.send(machine, host.name, self.rebuild)
             elif hello["state"] != "collected":
                 raise MachineError("it has not collected")
             self._post(lambda: self._is_set_up(entry, collected=not from_snapshot))
 
         def tell(machine: Machine, name: str, value: Any) -> None:
-            if name == "lost":
+            if name == "fatal":
+                self._post(lambda: self._fail(entry, value))
+            elif name == "lost":
                 blameless = not host.alive()
                 self._post(lambda: self._lost(entry, value, blameless=blameless))
             else:
@@ -368,6 +385,15 @@ class MachinesBackend(Backend):
         else:
             self._failures += 1
             self._could_not_make(reason)
+
+    def _fail(self, entry: _Entry, reason: str) -> None:
+        """No machine can be of use."""
+        if self._stage == "asked" and entry.stage != "gone":
+            for each in list(self._entries.values()):
+                self._remove(each)
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        else:
+            self._lost(entry, reason)
 
     def _could_not_make(self, reason: str) -> None:
         """A machine that was to be had is not."""

@@ -272,7 +272,13 @@ class QemuBackend(MachinesBackend):
             progress=self._progress.set,
         )
         self._held.enter_context(base.image.held())
-        snapshot = warm_snapshot(self._store, base, self._plan, self._progress.set)
+        plan = self._plan
+        if plan.scan is not None:
+            # The guest cannot look: the project is not there yet.
+            from pytest_forkd.parent.preload import named_modules
+
+            plan = replace(plan, learnt=[*plan.learnt, *named_modules(plan.scan, [], plan.exclude)])
+        snapshot = warm_snapshot(self._store, base, plan, self._progress.set)
         self._held.enter_context(snapshot.held())
         return base, snapshot
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -91,32 +92,39 @@ def warm_snapshot(
 ) -> Entry:
     """A snapshot whose parent has imported what ``plan`` says: one that is kept, or a new one.
 
-    One that has imported more will do.
+    One that has imported more will do, as long as nothing of that is the project's own.
 
     :raises BackendError: if it cannot be made.
     """
     plan = replace(plan, scan=None, cwd="/", path=[])  # the guest has no project yet
     key = _key(base, plan)
     wanted = set(plan.learnt)
-    for entry in store.entries():
-        if entry.kind == "snapshots" and entry.name.startswith(f"{key}-"):
-            if wanted <= set(entry.meta.get("modules", ())):
-                return entry
-            store.remove(entry)  # the new one can do all that this one could
-    name = f"{key}-{_hash(sorted(wanted))[:8]}"
+    project = plan.project.partition("|")[0]
+    kept = [e for e in store.entries() if e.kind == "snapshots" and e.name.startswith(f"{key}-")]
+    for entry in kept:
+        modules = entry.meta.get("modules", ())
+        foreign = {name.partition(".")[0] for name in modules}.intersection(plan.exclude)
+        if wanted.issubset(modules) and not foreign:
+            return entry
+    name = f"{key}-{_hash([sorted(wanted), project])[:8]}"
 
     def build(folder: Path) -> dict[str, Any]:
         _warm_up(folder, base, plan, progress)
         return {
             "modules": sorted(wanted),
             "preload": plan.preload,
-            "project": plan.project.partition("|")[0],
+            "project": project,
             "image": base.image.name,
             "accelerator": base.accelerator.name,
             "memory": base.hardware.memory,
         }
 
-    return store.build("snapshots", name, build)
+    made = store.build("snapshots", name, build)
+    for entry in kept:
+        if entry.meta.get("project") == project and entry.name != name:
+            with contextlib.suppress(OSError):
+                store.remove(entry)  # the project needs more now
+    return made
 
 
 def _key(base: Base, plan: Plan) -> str:
@@ -130,9 +138,7 @@ def _key(base: Base, plan: Plan) -> str:
         base.version,
         arguments,
         _cpu() if base.accelerator.name == "kvm" else "",
-        plan.project,
         plan.preload,
-        sorted(plan.exclude),
     ]
     return _hash(state)[:16]
 
@@ -198,8 +204,8 @@ def _given(plan: Plan) -> bytes:
     """What is unpacked into the guest's first file system beside what the image comes with."""
     python = shlex.quote(sys.executable)
     start = (
-        f"exec {python} -m pytest_forkd.parent --ready-json --port {CHANNEL_PORT} "
-        "--plan /run/given/plan.json\n"
+        f"exec {python} -m pytest_forkd.parent --ready-json --rehearse "
+        f"--port {CHANNEL_PORT} --plan /run/given/plan.json\n"
     )
     file = stat.S_IFREG | 0o644
     return archive(

@@ -19,6 +19,7 @@ from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
 from pytest_forkd.guest.nursery import Connection, GuestNursery
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.project import Project
+from pytest_forkd.guest.rehearsal import rehearse
 from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
 from pytest_forkd.guest.virtio import VirtioPort, find_port
@@ -57,6 +58,11 @@ def main(argv: list[str]) -> int:
         metavar="NAME",
         help="talk over this virtio port, and not over a socket that an agent connects to",
     )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run a tiny suite first, so that a run finds what it needs in memory",
+    )
     parser.add_argument("--skip", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
 
@@ -79,6 +85,8 @@ def main(argv: list[str]) -> int:
         preloaded = preload(plan)
     except Unsafe as exc:
         start_anew(argv, plan, exc)
+    if options.rehearse:
+        rehearse()
     port = Port(_listen()) if options.port is None else VirtioPort(find_port(options.port))
     gc.freeze()
     print('{"ready": true}', flush=True)  # noqa: T201 - the agent reads it

@@ -22,6 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -229,9 +230,7 @@ class ExecStream:
         pause = _RETRY
         while view:
             chunk = bytes(view[: self._way.chunk])
-            answer = self._exchange(
-                lambda chunk=chunk: self._request(sent=self._sent, data=chunk)  # type: ignore[misc]
-            )
+            answer = self._exchange(partial(self._request, data=chunk))
             assert answer is not None
             taken = max(0, answer.taken - self._sent)  # less is told by an earlier answer
             if taken > len(chunk):
@@ -255,9 +254,7 @@ class ExecStream:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while (start := time.monotonic()) < deadline:
             wait = min(POLL_WAIT, deadline - start)
-            answer = self._exchange(
-                lambda wait=wait: self._request(wait=wait, limit=limit), deadline
-            )  # type: ignore[misc]
+            answer = self._exchange(partial(self._request, wait=wait, limit=limit), deadline)
             if answer is None:
                 break
             if answer.start != self._received or not answer.data:
@@ -283,18 +280,8 @@ class ExecStream:
         """Let :meth:`send` and :meth:`receive` end as soon as they are not waiting for the way."""
         self._closed.set()
 
-    def _request(
-        self, *, sent: int | None = None, wait: float = 0.0, limit: int = 0, data: bytes = b""
-    ) -> Request:
-        return Request(
-            self._generation,
-            self._nonce,
-            self._sent if sent is None else sent,
-            self._received,
-            wait,
-            limit,
-            data,
-        )
+    def _request(self, *, wait: float = 0.0, limit: int = 0, data: bytes = b"") -> Request:
+        return Request(self._generation, self._nonce, self._sent, self._received, wait, limit, data)
 
     def _exchange(
         self, make_request: Callable[[], Request], deadline: float = math.inf

@@ -1,4 +1,4 @@
-"""The pytest-forkd command: which parents are kept, and an end to them."""
+"""The pytest-forkd command: kept parents, and what forkd daemons have and keep for us."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytest_forkd.channel.frames import FrameError, FrameSocket
+from pytest_forkd.forkd.commands import add_commands
+from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.snapshots.store import Store, StoreError
 
 __all__ = ["main"]
@@ -41,12 +43,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     stop.add_argument("--all", action="store_true", help="end every kept parent of this user")
     stop.set_defaults(run=_stop)
+    add_commands(commands)
     options = parser.parse_args(argv)
     if options.run is None:
         parser.print_help()
         return 0
     run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+    try:
+        return run(options)
+    except ForkdError as exc:
+        print(f"pytest-forkd: {exc}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as exc:
+        if exc.name != "httpx":
+            raise
+        print(
+            "pytest-forkd: this needs httpx; install it with: "
+            "python -m pip install 'pytest-forkd[forkd]'",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _status(options: argparse.Namespace) -> int:

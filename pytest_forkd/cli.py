@@ -15,6 +15,7 @@ from pytest_forkd.channel.frames import FrameError, FrameSocket
 from pytest_forkd.forkd.commands import add_commands
 from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.snapshots.store import Store, StoreError
+from pytest_forkd.tables import duration, print_table
 
 __all__ = ["main"]
 
@@ -77,7 +78,7 @@ def _status(options: argparse.Namespace) -> int:
     if not rows and not failures:
         print("no parent is kept")
     elif rows:
-        _print_table(["PID", "AGE", "LAST USE", "MEMORY", "MODULES", "SUITE", "PACKAGES"], rows)
+        print_table(["PID", "AGE", "LAST USE", "MEMORY", "MODULES", "SUITE", "PACKAGES"], rows)
     return int(failures > 0)
 
 
@@ -85,8 +86,8 @@ def _row(status: dict[str, Any]) -> list[str]:
     runs = status["runs"]
     return [
         str(status["pid"]),
-        _duration(status["age"]),
-        f"in use ({runs})" if runs else f"{_duration(status['idle'])} ago",
+        duration(status["age"]),
+        f"in use ({runs})" if runs else f"{duration(status['idle'])} ago",
         _memory(status["pid"]),
         str(status["modules"]),
         status["project"].partition("|")[0],
@@ -185,20 +186,6 @@ def _memory(pid: int) -> str:
     except OSError:
         pass
     return "?"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
-    for line in [heads, *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

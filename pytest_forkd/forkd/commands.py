@@ -10,6 +10,9 @@ import sys
 import time
 from typing import Any
 
+from pytest_forkd.forkd.access import add_options
+from pytest_forkd.forkd.snapshot_commands import add_snapshot_commands
+
 __all__ = ["add_commands"]
 
 
@@ -21,19 +24,42 @@ def add_commands(commands: Any) -> None:
     prune = commands.add_parser(
         "prune", help="delete what killed runs have left at forkd daemons, and nothing else"
     )
-    _add_access(prune, url=False)
+    add_options(prune, url=False)
     prune.add_argument(
         "--other-hosts",
         action="store_true",
         help="also what is on record of other machines, whose runs cannot be seen from here",
     )
     prune.set_defaults(run=_prune)
+    add_snapshot_commands(commands)
+    doctor = commands.add_parser(
+        "doctor", help="look at all that a run with --forkd-backend=forkd needs, and say what to do"
+    )
+    add_options(doctor)
+    doctor.add_argument("--tag", help="the snapshot; by default that of the project")
+    doctor.add_argument("--project", default=".", metavar="DIR", help="a directory of the project")
+    doctor.add_argument("--no-netns", action="store_true", help="as with --no-forkd-netns")
+    doctor.add_argument("--no-boot", action="store_true", help="restore no guest to look into it")
+    doctor.set_defaults(run=_doctor)
 
 
-def _add_access(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
-    from pytest_forkd.forkd.access import add_options
+def _doctor(options: argparse.Namespace) -> int:
+    from pytest_forkd.doctor import show
+    from pytest_forkd.forkd.diagnosis import Question, examine
 
-    add_options(parser, url=url)
+    return show(
+        examine(
+            Question(
+                urls=options.url,
+                token_file=options.token_file,
+                ca=options.ca,
+                tag=options.tag,
+                project=options.project,
+                netns=not options.no_netns,
+                boot=not options.no_boot,
+            )
+        )
+    )
 
 
 def _prune(options: argparse.Namespace) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import ssl
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_forkd.forkd.errors import ForkdError
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["DEFAULT_URL", "TOKEN_VARIABLE", "URL_VARIABLE", "Token", "is_local", "parse_url"]
 __all__ += ["add_options", "read_token", "read_urls", "tls_context"]
@@ -107,6 +110,8 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
     :param ca: ``--forkd-ca``, a file with the certificates to trust; the system's if left out.
     :raises ForkdError: if the file holds none.
     """
+    import ssl  # loading it takes a while; commands without a daemon do without
+
     try:
         return ssl.create_default_context(cafile=None if ca is None else os.path.expanduser(ca))
     except (OSError, ssl.SSLError) as exc:

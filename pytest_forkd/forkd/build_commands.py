@@ -91,6 +91,7 @@ def run_build(options: argparse.Namespace) -> int:
     if options.print:
         from pytest_forkd.forkd.building import base_image
         from pytest_forkd.forkd.recipe import dockerfile, install_script
+        from pytest_forkd.forkd.wheel import wheel_name
 
         image = f"pytest-forkd:{recipe.fingerprint}"
         print(f"# fingerprint {recipe.fingerprint}, tag {tag}")
@@ -99,7 +100,7 @@ def run_build(options: argparse.Namespace) -> int:
         print("\n# Dockerfile, the first file of what docker build reads:")
         print(dockerfile(recipe, base_image(recipe, image)), end="")
         print("\n# /etc/pytest-forkd/install.sh:")
-        print(install_script(recipe, "pytest_forkd-*.whl"), end="")
+        print(install_script(recipe, wheel_name()), end="")
         return 0
     built = BuiltSnapshots()
     with _one_client(options) as client, locked(tag, built.directory):

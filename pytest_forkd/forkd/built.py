@@ -117,6 +117,8 @@ def plan_for(folder: str, given: dict[str, Any]) -> Recipe:
     :param given: wishes that come before those of ``pyproject.toml``.
     :raises ForkdError: if it cannot be read, or makes no sense.
     """
+    if not os.path.isdir(folder):
+        raise ForkdError(f"{folder} is no directory.")
     root = find_root(folder)
     return Recipe.plan(root, Wishes.read(root, given))
 

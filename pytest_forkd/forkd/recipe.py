@@ -289,8 +289,10 @@ def _read_table(root: str) -> dict[str, Any]:
 
 
 def _text(value: object, name: str) -> str:
-    if not isinstance(value, str) or not value.isprintable() or " " in value.strip():
-        raise ForkdError(f"--{name}: {value!r} makes no sense; a text without spaces is expected.")
+    if not isinstance(value, str) or not value.isprintable():
+        raise ForkdError(f"--{name}: {value!r} makes no sense; a line of text is expected.")
+    if name == "image" and " " in value.strip():
+        raise ForkdError(f"--image: {value!r} makes no sense as the name of an image.")
     return value.strip()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest_forkd
 
-__all__ = ["make_wheel"]
+__all__ = ["make_wheel", "wheel_name"]
 
 #: The same for each wheel, so that equal content makes equal files.
 _DATE = (2020, 1, 1, 0, 0, 0)
@@ -47,7 +47,12 @@ def make_wheel() -> tuple[str, bytes]:
             entry = zipfile.ZipInfo(name, _DATE)
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
-    return f"{base}-py3-none-any.whl", buffer.getvalue()
+    return wheel_name(), buffer.getvalue()
+
+
+def wheel_name() -> str:
+    """The wheel's file name."""
+    return f"pytest_forkd-{distribution('pytest-forkd').version}-py3-none-any.whl"
 
 
 def _hash(data: bytes) -> str:

@@ -138,15 +138,17 @@ def test_what_is_run_to_make_a_snapshot(
     tag = choose_tag(str(project)).tag
     assert tag.startswith("pytest-forkd-a-project-")
     assert result.stdout == f"snapshot {tag} is made\n"
-    docker, forkd, remove = calls(programs)
-    image = docker[2]
-    assert docker == ["build", "-t", image, "-"]
+    docker, forkd, remove, tidy = calls(programs)
+    image = docker[3]
+    assert docker == ["build", "--force-rm", "-t", image, "-"]
     assert image.startswith(f"pytest-forkd:{recipe.fingerprint}-")
     assert forkd == [
         *("forkd", "from-image", image, "--tag", tag, "--mem-size-mib", "2048"),
         *("--size-mib", "4096", "--boot-wait-secs", "30"),
     ]
     assert remove == ["image", "rm", "--force", image]
+    assert tidy[:3] == ["image", "prune", "--force"]
+    assert tidy[4] == f"label=pytest-forkd.fingerprint={recipe.fingerprint}"
 
     with tarfile.open(programs / "context.tar") as archive:
         members = {member.name: member for member in archive}
@@ -181,7 +183,7 @@ def test_a_snapshot_is_made_once_for_each_state_of_the_lock_file(
 ) -> None:
     assert command("build").returncode == 0
     first = choose_tag(str(project)).tag
-    assert len(calls(programs)) == 3
+    assert len(calls(programs)) == 4
     (project / "test_it.py").write_text("def test_other(): pass\n")  # this is sent before a run
     again = command("build")
     assert again.stdout == f"snapshot {first} is there already\n"
@@ -216,7 +218,7 @@ def test_what_would_be_run_is_only_printed(command: Command, programs: Path) -> 
     result = command("build", "--print", "--docker-arg=--network=host", "--sudo")
     assert result.returncode == 0
     lines = result.stdout.splitlines()
-    assert lines[1].startswith("docker build --network=host -t pytest-forkd:")
+    assert lines[1].startswith("docker build --force-rm --network=host -t pytest-forkd:")
     assert lines[2].startswith("sudo -E forkd from-image pytest-forkd:")
     assert "COPY" in result.stdout
     assert "forkd-recipe.env" in result.stdout
@@ -230,14 +232,14 @@ def test_a_dockerfile_of_the_project_comes_first(
     (project / "ci").mkdir()
     (project / "ci" / "Dockerfile").write_text("FROM scratch\n")
     assert command("build", "--dockerfile", "ci/Dockerfile").returncode == 0
-    base, image, _forkd, *removed = calls(programs)
-    assert base[:3] == ["build", "-t", f"{image[2]}-base"]
-    assert base[3:] == ["-f", f"{project}/ci/Dockerfile", f"{project}/ci"]
-    assert [each[-1] for each in removed] == [image[2], f"{image[2]}-base"]
+    base, image, _forkd, removed, _tidy = calls(programs)
+    assert base[:4] == ["build", "--force-rm", "-t", f"{image[3]}-base"]
+    assert base[4:] == ["-f", f"{project}/ci/Dockerfile", f"{project}/ci"]
+    assert removed[3:] == [image[3], f"{image[3]}-base"]
     with tarfile.open(programs / "context.tar") as archive:
         file = archive.extractfile("Dockerfile")
         assert file is not None
-        assert f"FROM {image[2]}-base\n" in file.read().decode()
+        assert f"FROM {image[3]}-base\n" in file.read().decode()
     before = choose_tag(str(project)).tag
     (project / "ci" / "Dockerfile").write_text("FROM scratch\nRUN x\n")
     assert choose_tag(str(project)).tag != before
@@ -259,8 +261,11 @@ def test_builds_that_are_started_together_make_one_snapshot(
 @pytest.mark.parametrize(
     ("variable", "message"),
     [
-        ("DOCKER_FAILS", "docker build -t has failed with exit code 3; its messages are above"),
-        ("FORKD_FAILS", "forkd from-image pytest-forkd:"),
+        (
+            "DOCKER_FAILS",
+            "docker build has failed with exit code 3; its messages are above",
+        ),
+        ("FORKD_FAILS", "forkd from-image has failed with exit code 1; its messages are above"),
     ],
 )
 def test_a_build_that_fails_leaves_nothing(
@@ -276,7 +281,7 @@ def test_a_build_that_fails_leaves_nothing(
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert calls(programs)[-1][:3] == ["image", "rm", "--force"]
+    assert [each[1] for each in calls(programs)[-2:]] == ["rm", "prune"]
     assert BuiltSnapshots().all() == []
     assert daemon.get("/v1/snapshots") == []
 

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from pytest_forkd.forkd.built import Built, BuiltSnapshots
 from pytest_forkd.forkd.errors import ForkdError
-from pytest_forkd.forkd.recipe import Recipe, default_tag, dockerfile, install_script
+from pytest_forkd.forkd.recipe import LABEL, Recipe, default_tag, dockerfile, install_script
 from pytest_forkd.forkd.wheel import make_wheel
 from pytest_forkd.sync.scan import SyncError, WorkingTree, scan
 
@@ -65,9 +65,11 @@ def commands(recipe: Recipe, machine: Machine, tag: str, image: str) -> list[lis
     if recipe.wishes.dockerfile:
         base = f"{image}-base"
         file = os.path.normpath(os.path.join(recipe.root, recipe.wishes.dockerfile))
-        found.append(["docker", "build", *machine.docker_args, "-t", base, "-f", file])
+        found.append(
+            ["docker", "build", "--force-rm", *machine.docker_args, "-t", base, "-f", file]
+        )
         found[-1].append(os.path.dirname(file))
-    found.append(["docker", "build", *machine.docker_args, "-t", image, "-"])
+    found.append(["docker", "build", "--force-rm", *machine.docker_args, "-t", image, "-"])
     found.append(
         [
             *(["sudo", "-E"] if machine.sudo else []),
@@ -192,17 +194,7 @@ def build(
         _run(making_image, lambda file: write_context(tree, recipe, base, file))
         _run(making_snapshot)
     finally:
-        # forkd has copied what is in it; a layer that others share stays.
-        for name in [image, *([base] if before else [])]:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(
-                    ["docker", "image", "rm", "--force", name],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    timeout=60,
-                    check=False,
-                )
+        _clean_up([image, *([base] if before else [])], recipe)
     built.add(
         Built(
             tag=tag,
@@ -216,6 +208,24 @@ def build(
     )
 
 
+def _clean_up(images: list[str], recipe: Recipe) -> None:
+    """Remove the images: forkd has copied what is in them. And what a failed build has left."""
+    label = f"label={LABEL}={recipe.fingerprint}"
+    for command in (
+        ["docker", "image", "rm", "--force", *images],
+        ["docker", "image", "prune", "--force", "--filter", label],
+    ):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_END_LIMIT * 6,
+                check=False,
+            )
+
+
 def _run(command: list[str], write: object = None) -> None:
     """Run a program, whose output is the user's, to its end.
 
@@ -223,6 +233,7 @@ def _run(command: list[str], write: object = None) -> None:
     :raises ForkdError: if it fails.
     """
     print("+ " + shlex.join(command), file=sys.stderr)  # noqa: T201
+    name = " ".join([each for each in command if each not in ("sudo", "-E")][:2])
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE if write else subprocess.DEVNULL)
     except OSError as exc:
@@ -234,14 +245,12 @@ def _run(command: list[str], write: object = None) -> None:
                 write(file)  # a program that ends early says why itself
         status = process.wait(_LIMIT)
     except subprocess.TimeoutExpired:
-        raise ForkdError(
-            f"{shlex.join(command[:3])} has not ended within {_LIMIT:g} seconds."
-        ) from None
+        raise ForkdError(f"{name} has not ended within {_LIMIT:g} seconds.") from None
     finally:
         _end(process)
     if status:
         raise ForkdError(
-            f"{shlex.join(command[:3])} has failed with "
+            f"{name} has failed with "
             + (f"exit code {status}" if status > 0 else signal.Signals(-status).name)
             + "; its messages are above."
         )

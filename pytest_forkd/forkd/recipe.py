@@ -27,10 +27,20 @@ from pytest_forkd.sync.dependencies import dependency_files
 
 tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-__all__ = ["GUEST_FILES", "Recipe", "Wishes", "default_tag", "dockerfile", "install_script"]
+__all__ = [
+    "GUEST_FILES",
+    "LABEL",
+    "Recipe",
+    "Wishes",
+    "default_tag",
+    "dockerfile",
+    "install_script",
+]
 
 #: Where an image has what this package puts there.
 GUEST_FILES = "/etc/pytest-forkd"
+#: The label of images that this package makes.
+LABEL = "pytest-forkd.fingerprint"
 #: To be raised when images are made in another way.
 _FORMAT = 1
 _FOLDERS = ("/usr/local/bin", "/usr/bin")
@@ -197,6 +207,7 @@ def dockerfile(recipe: Recipe, base: str) -> str:
     return (
         f"# Made by pytest-forkd {__version__} for fingerprint {recipe.fingerprint}.\n"
         f"FROM {base}\n"
+        f"LABEL {LABEL}={recipe.fingerprint}\n"
         "USER 0\n"
         f"COPY {copy_project}\n"
         f"COPY {copy_own}\n"

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     :returns: the exit status: 1 if a parent could not be asked or ended.
     """
     from pytest_forkd import __version__
+    from pytest_forkd.qemu.cli import add_image_commands
 
     parser = argparse.ArgumentParser(prog="pytest-forkd", description=__doc__)
     parser.add_argument("--version", action="version", version=f"pytest-forkd {__version__}")
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     stop.add_argument("--all", action="store_true", help="end every kept parent of this user")
     stop.set_defaults(run=_stop)
     add_commands(commands)
+    add_image_commands(commands)
     options = parser.parse_args(argv)
     if options.run is None:
         parser.print_help()

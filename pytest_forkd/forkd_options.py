@@ -9,8 +9,9 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_forkd.backends.forkd import ForkdSettings
+    from pytest_forkd.backends.project import SyncSettings
 
-__all__ = ["add_options", "read_forkd_settings"]
+__all__ = ["add_options", "read_forkd_settings", "read_sync_settings"]
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -64,6 +65,35 @@ def add_options(parser: pytest.Parser) -> None:
         metavar="MIB",
         help="Memory that the daemon's host grants each machine, in MiB. Ini value: forkd_memory.",
     )
+    group.addoption(
+        "--forkd-sync",
+        dest="forkd_sync",
+        action="store_const",
+        const=True,
+        help="Send machines what differs from the working tree (the default). "
+        "Ini value: forkd_sync.",
+    )
+    group.addoption(
+        "--no-forkd-sync",
+        dest="forkd_sync",
+        action="store_const",
+        const=False,
+        help="Take the project as it is in the snapshot.",
+    )
+    group.addoption(
+        "--forkd-allow-stale",
+        dest="forkd_allow_stale",
+        action="store_true",
+        default=None,
+        help="Use a snapshot though the dependencies that it was made from have changed.",
+    )
+    parser.addini("forkd_sync", "Send machines the working tree (see --forkd-sync)")
+    parser.addini(
+        "forkd_sync_exclude",
+        "Patterns of files that machines are not sent, one a line: data, docs/*.png",
+        "linelist",
+        [],
+    )
     parser.addini("forkd_url", "forkd daemons, one a line (see --forkd-url)", "linelist", [])
     parser.addini("forkd_token_file", "File with the daemon's token (see --forkd-token-file)")
     parser.addini("forkd_ca", "Certificates to trust for https (see --forkd-ca)")
@@ -89,10 +119,7 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
     from pytest_forkd.forkd.errors import ForkdError
 
     def asked(name: str) -> tuple[Any, str]:
-        value = getattr(namespace, name, None)
-        if value is not None:
-            return value, "--" + name.replace("_", "-")
-        return config.getini(name) or None, f"ini value {name}"
+        return _asked(config, namespace, name)
 
     urls, source = asked("forkd_url")
     if not urls:
@@ -115,11 +142,35 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
         urls=unique,
         tag=str(tag),
         token=lambda: read_token(token_file, os.environ),
+        token_file=token_file,
         ca=ca,
         netns=_flag(*asked("forkd_netns")),
         memory=_mebibytes(*asked("forkd_memory")),
         environ=tuple(config.getini("forkd_env")),
     )
+
+
+def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
+    """What of the working tree machines are sent.
+
+    :param namespace: the options as parsed so far.
+    :raises pytest.UsageError: on a value that makes no sense.
+    """
+    from pytest_forkd.backends.project import SyncSettings
+
+    return SyncSettings(
+        folder=str(config.rootpath),
+        enabled=_flag(*_asked(config, namespace, "forkd_sync")),
+        exclude=tuple(config.getini("forkd_sync_exclude")),
+        allow_stale=bool(namespace.forkd_allow_stale),
+    )
+
+
+def _asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
+    value = getattr(namespace, name, None)
+    if value is not None:
+        return value, "--" + name.replace("_", "-")
+    return config.getini(name) or None, f"ini value {name}"
 
 
 def _flag(value: Any, source: str) -> bool:

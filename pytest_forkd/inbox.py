@@ -99,6 +99,11 @@ class Inbox:
 
     def _on_start(self, node: ForkdWorkerController, index: Any, location: Any) -> None:
         nodeid = self.nodeid(node, index)
+        if index not in node.given:
+            raise BadEvent(f"it was not given {nodeid!r}")
+        if node.running is not None:
+            raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
+        del node.given[index]
         node.running = index
         node.begun.add(index)
         node.location = location = _location(location)
@@ -260,6 +265,10 @@ class Inbox:
             raise BadEvent("no list of items")
         for index in indices:
             self.nodeid(node, index)
+            if index not in node.given:
+                raise BadEvent(f"item {index} is not its to give back")
+        for index in indices:
+            node.given.pop(index, None)
         self._session.worker_unscheduled(node, indices)
 
     def _on_interrupted(

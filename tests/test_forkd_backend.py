@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from tests.conftest import Runner
+from tests.forkd_fixtures import TAG
 from tests.standin.fixture import StandIn
 from tests.test_parity import Outcome, check_outcome, run_suite
 
-TAG = "base"
-WARMUP = {"FORKD_WARMUP_CMD": "python3 -m pytest_forkd.parent --ready-json"}
-
-ForkdRunner = Callable[..., pytest.RunResult]
-
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A daemon with a snapshot; nothing of a run may be left on it."""
-    with StandIn(tmp_path_factory.mktemp("daemon")) as daemon:
-        daemon.boot(TAG, WARMUP)
-        yield daemon
-
-
-@pytest.fixture
-def forkd(run: Runner, daemon: StandIn) -> Iterator[Runner]:
-    """Run the suite in the test's directory in machines of the daemon."""
-
-    def forkd(*args: str | Path, **kwargs: object) -> pytest.RunResult:
-        options = ["--forkd-backend=forkd", f"--forkd-url={daemon.url}", f"--forkd-tag={TAG}"]
-        return run(*options, *args, **kwargs)
-
-    yield forkd
-    assert daemon.get("/v1/sandboxes") == []
-    assert [each["tag"] for each in daemon.get("/v1/snapshots")] == [TAG]
-
-
-@pytest.fixture(scope="module")
-def _outcomes() -> dict[str, Outcome]:
+def known() -> dict[str, Outcome]:
     """The run to compare with, made once."""
     return {}
 
@@ -52,13 +24,57 @@ def test_machines_have_the_outcomes_of_a_plain_run(
     pytester: pytest.Pytester,
     run: Runner,
     forkd: Runner,
-    _outcomes: dict[str, Outcome],
+    known: dict[str, Outcome],
     workers: int,
     warm: str,
 ) -> None:
     """The suite of the process backend's parity test."""
-    if "plain" not in _outcomes:
-        _outcomes["plain"] = run_suite(pytester, run, runner="plain")
+    if "plain" not in known:
+        known["plain"] = run_suite(pytester, run, runner="plain")
         (pytester.path / "records").unlink()
     outcome = run_suite(pytester, forkd, f"--forkd-warm={warm}", workers=workers)
-    check_outcome(outcome, _outcomes["plain"])
+    check_outcome(outcome, known["plain"])
+
+
+# -- where tests run ---------------------------------------------------------------------------
+
+
+def test_tests_run_in_guests_with_an_environment_of_their_own(
+    pytester: pytest.Pytester, forkd: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not known to be harmless stays here, the token above all."""
+    for name in ("SECRET", "FORKD_TOKEN", "PYTEST_FORKD_SOCKET", "API_HOST", "TZ"):
+        monkeypatch.setenv(name, "from-here")
+    pytester.makeini("[pytest]\nforkd_env =\n  API_*\n  FORKD_*\n")
+    pytester.makepyfile(
+        """
+        import os, time
+        def test_where():
+            assert os.path.exists("/run/pytest-forkd.socket")
+            assert os.environ["PYTEST_XDIST_WORKER"] == "gw0"
+        def test_environment():
+            assert os.environ["API_HOST"] == os.environ["TZ"] == "from-here"
+            assert time.tzname[0] == "from"
+            assert "SECRET" not in os.environ
+            assert "FORKD_TOKEN" not in os.environ
+            assert "PYTEST_FORKD_SOCKET" not in os.environ
+            assert "STANDIN_CONTROL" in os.environ  # the guest's own
+        """
+    )
+    forkd(workers=1).assert_outcomes(passed=2)
+
+
+def test_there_are_no_more_machines_than_tests(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Where the collection is known before they are made."""
+    pytester.makepyfile("def test_a(): pass\ndef test_b(): pass")
+    before = daemon.log.read_text().count("/branch HTTP")
+    deleted = daemon.log.read_text().count('"DELETE /v1/sandboxes')
+    result = forkd("--forkd-warm=collection", workers=8)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [f"forkd: 8 workers, forkd backend, *{TAG}*", "2 workers [[]2 items[]]"]
+    )
+    assert daemon.log.read_text().count("/branch HTTP") == before + 1
+    assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_forkd.backends.base import BackendError
+from pytest_forkd.backends.base import BackendError, Listener, RunRequest
 from pytest_forkd.backends.machine import Link, Machine, MachineError
 from pytest_forkd.backends.machines import Host, MachinesBackend, Place
+from pytest_forkd.backends.project import Project, SyncSettings
 from pytest_forkd.channel.exec_stream import ExecStream, StreamError, open_way
 from pytest_forkd.forkd.errors import (
     Busy,
@@ -24,13 +23,17 @@ from pytest_forkd.forkd.errors import (
 )
 
 if TYPE_CHECKING:
+    from pytest_forkd.channel.gateway import EventQueue
     from pytest_forkd.forkd.client import Client, Sandbox
+    from pytest_forkd.forkd.ledger import Ledger
 
 __all__ = ["ForkdBackend", "ForkdSettings"]
 
 #: Seconds for the agent of a machine that has just been restored to answer.
 _PING_LIMIT = 30.0
 _PING_INTERVAL = 0.02
+#: Seconds for a daemon that does not answer to come back: it may be restarted in the meantime.
+_UNREACHABLE_LIMIT = 6.0
 #: Seconds for a daemon that is branching as much as it accepts to take another one.
 _BRANCH_PATIENCE = 60.0
 _BRANCH_INTERVAL = 0.5
@@ -41,7 +44,8 @@ class ForkdSettings:
     """Where machines come from, and what they are like.
 
     :ivar urls: of the daemons.
-    :ivar token: how to get at the token, which is kept nowhere else.
+    :ivar token: how to get at the token.
+    :ivar token_file: the file that it is in, if it is in one.
     :ivar ca: a file with the certificates to trust.
     :ivar tag: of the snapshot.
     :ivar netns: whether each machine is to have a network namespace of its own.
@@ -52,6 +56,7 @@ class ForkdSettings:
     urls: tuple[str, ...]
     tag: str
     token: Callable[[], str | None]
+    token_file: str | None = None
     ca: str | None = None
     netns: bool = True
     memory: int | None = None
@@ -63,17 +68,18 @@ class Daemon(Host):
 
     :param client: to it; closed by :meth:`close`.
     :param settings: what to ask it for.
+    :param ledger: writes down what is made here, and deletes what is left of it at the end.
     """
 
-    def __init__(self, client: Client, settings: ForkdSettings) -> None:
+    def __init__(
+        self, client: Client, settings: ForkdSettings, ledger: Callable[[], Ledger]
+    ) -> None:
         self.name = client.url
         self.client = client
         self._settings = settings
         #: Concurrent requests for one tag would race inside the daemon.
         self._spawning = threading.Lock()
-        self._lock = threading.Lock()
-        self._sandboxes: set[str] = set()
-        self._branches: list[str] = []
+        self._ledger = ledger
         self._sandbox_of: dict[str, Sandbox] = {}
         #: Whether branches are made while the machine runs on; found out by trying.
         self._live = True
@@ -99,16 +105,23 @@ class Daemon(Host):
         tag = self._settings.tag if branch is None else str(branch)
         try:
             with self._spawning:
+                if self._closed:
+                    raise MachineError("the run has ended")
                 sandboxes = self._spawn(tag, count)
+                self._write_down(sandboxes)
         except ForkdError as exc:
             raise MachineError(str(exc)) from exc
-        with self._lock:
-            self._sandboxes.update(each.id for each in sandboxes)
-        if self._closed:
-            self._delete_all()
-            raise MachineError("the run has ended")
         generation = 1 if branch is None else 2
         return [self._place(each, generation) for each in sandboxes]
+
+    def _write_down(self, sandboxes: list[Sandbox]) -> None:
+        try:
+            self._ledger().add_sandboxes(self.name, [each.id for each in sandboxes])
+        except ForkdError:
+            for each in sandboxes:
+                with contextlib.suppress(ForkdError):
+                    self.client.delete_sandbox(each.id)
+            raise
 
     def _spawn(self, tag: str, count: int) -> list[Sandbox]:
         settings = self._settings
@@ -122,8 +135,7 @@ class Daemon(Host):
 
     def _place(self, sandbox: Sandbox, generation: int) -> Place:
         name = f"sandbox {sandbox.id} at {self.name}"
-        with self._lock:
-            self._sandbox_of[name] = sandbox
+        self._sandbox_of[name] = sandbox
         return Place(
             name,
             lambda: self._connect(sandbox.id, generation),
@@ -151,12 +163,14 @@ class Daemon(Host):
                 "Build the snapshot anew: pytest-forkd snapshot build"
             )
 
+        patience = _Patience(sandbox)
+
         def evaluate(code: str) -> Any:
-            with _gone(sandbox):
+            with patience():
                 return self.client.eval(sandbox, code)
 
         def execute(args: list[str], timeout: float) -> Any:
-            with _gone(sandbox):
+            with patience():
                 return self.client.exec(sandbox, args, int(timeout))
 
         try:
@@ -166,9 +180,10 @@ class Daemon(Host):
 
     def branch(self, place: Place) -> object:
         sandbox = self._sandbox_of[place.name]
-        tag = f"pytest-forkd-{secrets.token_hex(8)}"
-        with self._lock:
-            self._branches.append(tag)
+        try:
+            tag = self._ledger().add_branch(self.name)
+        except ForkdError as exc:
+            raise MachineError(f"cannot branch: {exc}") from exc
         deadline = time.monotonic() + _BRANCH_PATIENCE
         modes = ["live", "diff", "full"] if self._live else ["diff", "full"]
         while True:
@@ -188,52 +203,62 @@ class Daemon(Host):
                 return tag
 
     def _delete(self, sandbox: str) -> None:
-        # What cannot be deleted now is left to close(), and then to the records.
+        # What cannot be deleted now stays in the ledger.
         with contextlib.suppress(ForkdError):
             self.client.delete_sandbox(sandbox)
-            with self._lock:
-                self._sandboxes.discard(sandbox)
-
-    def _delete_all(self) -> None:
-        with self._lock:
-            sandboxes = sorted(self._sandboxes)
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(self._delete, sandboxes))
+            self._ledger().forget_sandbox(self.name, sandbox)
 
     def close(self) -> None:
-        self._closed = True
         with self._spawning:
-            pass  # what is being made is known then
-        self._delete_all()
-        with self._lock:
-            branches, self._branches = self._branches, []
-        for tag in branches:
-            with contextlib.suppress(ForkdError):
-                self.client.delete_snapshot(tag, force=True)
-        self.client.close()
+            self._closed = True
 
 
-@contextlib.contextmanager
-def _gone(sandbox: str) -> Any:
-    """Turn what there is no use in trying again into what ends a stream."""
-    try:
-        yield
-    except NoSuchSandbox as exc:
-        raise StreamError(f"the daemon has ended sandbox {sandbox}: {exc}") from exc
+class _Patience:
+    """Tells when there is no use in trying again: what is lost on the way may be sent again.
+
+    :param sandbox: its name.
+    """
+
+    def __init__(self, sandbox: str) -> None:
+        self._sandbox = sandbox
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around a request to the sandbox; raises StreamError to end its stream."""
+        try:
+            yield
+        except NoSuchSandbox as exc:
+            raise StreamError(f"the daemon has ended sandbox {self._sandbox}: {exc}") from exc
+        except Unreachable as exc:
+            now = time.monotonic()
+            with self._lock:
+                self._since = self._since or now
+                if now - self._since > _UNREACHABLE_LIMIT:
+                    raise StreamError(str(exc)) from exc
+            raise
+        else:
+            self._since = None
 
 
 class ForkdBackend(MachinesBackend):
     """The ``forkd`` backend.
 
     :param settings: where machines come from.
+    :param sync: what of the working tree they get.
     """
 
     name = "forkd"
+    rebuild = "pytest-forkd snapshot build"
 
-    def __init__(self, settings: ForkdSettings) -> None:
-        super().__init__()
+    def __init__(self, settings: ForkdSettings, sync: SyncSettings) -> None:
+        super().__init__(Project(sync))
         self._settings = settings
         self._daemons: list[Daemon] = []
+        self._token: str | None = None
+        self._ledger: Ledger | None = None
+        self._left: list[str] = []
         self._problems: dict[str, ForkdError] = {}
         self._checks: list[threading.Thread] = []
 
@@ -246,15 +271,41 @@ class ForkdBackend(MachinesBackend):
                 "Install it with: pip install 'pytest-forkd[forkd]'"
             ) from exc
         try:
-            token = self._settings.token()
+            self._token = self._settings.token()
             for url in self._settings.urls:
-                self._daemons.append(Daemon(Client(url, token, self._settings.ca), self._settings))
+                client = Client(url, self._token, self._settings.ca)
+                self._daemons.append(Daemon(client, self._settings, self._open_ledger))
         except ForkdError as exc:
             raise BackendError(str(exc)) from exc
+        super().start()
         for daemon in self._daemons:
             thread = threading.Thread(target=self._check, args=(daemon,), daemon=True)
             thread.start()
             self._checks.append(thread)
+
+    def _open_ledger(self) -> Ledger:
+        assert self._ledger is not None
+        return self._ledger
+
+    def begin(self, request: RunRequest, events: EventQueue, listener: Listener) -> None:
+        if self._ledger is None:
+            from pytest_forkd.forkd.ledger import Ledger
+
+            try:
+                self._ledger = Ledger(self._settings.token_file, self._settings.ca)
+            except ForkdError as exc:
+                raise BackendError(str(exc)) from exc
+        super().begin(request, events, listener)
+
+    def _close_hosts(self) -> None:
+        super()._close_hosts()
+        if self._ledger is not None:
+            from pytest_forkd.forkd.client import Client
+
+            outcome = self._ledger.close(lambda url: Client(url, self._token, self._settings.ca))
+            self._left += outcome.errors
+        for daemon in self._daemons:
+            daemon.client.close()
 
     def _check(self, daemon: Daemon) -> None:
         try:
@@ -294,8 +345,15 @@ class ForkdBackend(MachinesBackend):
             name, why = next(iter(failures.items()))
             raise MachineError(
                 f"the snapshot's parent could not import {name!r}: {why}\n"
-                "Correct its list of modules and build it anew: pytest-forkd snapshot build"
+                "Correct its list of modules and build it anew: pytest-forkd snapshot build",
+                fatal=True,
             )
+
+    def leftovers(self) -> list[str]:
+        return [
+            f"sandboxes are left: {line}\n'pytest-forkd prune' deletes them later"
+            for line in self._left
+        ]
 
     def _all_hosts(self) -> list[Host]:
         return list(self._daemons)

@@ -169,7 +169,11 @@ def _over(value: Any) -> int:
 
 
 def _manifest(value: Any) -> dict[str, Any]:
-    return _object(value)  # checked by pytest_forkd.sync
+    texts = _object(_object(value).get("texts"))
+    return {
+        "entries": value.get("entries"),  # checked by pytest_forkd.sync
+        "texts": {_text(path, 4096): _text(text) for path, text in texts.items()},
+    }
 
 
 def _synced(value: Any) -> dict[str, Any]:

@@ -40,7 +40,14 @@ _CHUNK = 256 * 1024
 
 
 class MachineError(Exception):
-    """A machine is of no use, or not any more; the message says why."""
+    """A machine is of no use, or not any more; the message says why.
+
+    :ivar fatal: no other one would be of use either.
+    """
+
+    def __init__(self, message: str, *, fatal: bool = False) -> None:
+        super().__init__(message)
+        self.fatal = fatal
 
 
 class Link(Protocol):
@@ -49,8 +56,11 @@ class Link(Protocol):
     def send(self, data: bytes) -> None:
         """Send all of it; raises StreamError."""
 
-    def receive(self) -> bytes:
-        """Wait for at least one byte; raises StreamError."""
+    def receive(self, timeout: float | None = None) -> bytes:
+        """Wait for at least one byte; raises StreamError.
+
+        :param timeout: seconds after which there may be none.
+        """
 
     def confirm(self) -> None:
         """Let the guest know that all has been received; raises StreamError."""
@@ -64,7 +74,7 @@ class Machine:
 
     Two threads per machine: one receives and, at first, sets up; the other sends. What the guest
     says goes to ``tell``, from the receiving thread, as a name and a checked value; the end of it
-    all is ``lost`` with the reason.
+    all is ``lost`` with the reason, or ``fatal`` if no other machine would be of use.
 
     :param name: for messages to the user.
     :param connect: makes the link; called in the receiving thread, where it may wait.
@@ -157,12 +167,11 @@ class Machine:
                 if name in names:
                     return name, value
                 if name in ("over", "usage_error"):
-                    raise MachineError(f"{self.name} has ended: {value}")
-            if time.monotonic() > deadline:
-                raise MachineError(
-                    f"{self.name} did not say {' or '.join(names)} within {limit:g} seconds"
-                )
-            self._received.extend(self._receive())
+                    raise MachineError(f"its parent has ended: {value}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise MachineError(f"it did not say {' or '.join(names)} within {limit:g} seconds")
+            self._received.extend(self._receive(left))
 
     def restore(self) -> dict[str, Any]:
         """Make the guest one of its own; returns what it is.
@@ -217,7 +226,9 @@ class Machine:
                     paused = self._say(*self._received.popleft())
                 if not paused:
                     self._received.extend(self._receive())
-        except (MachineError, StreamError) as exc:
+        except MachineError as exc:
+            self._lose(str(exc), "fatal" if exc.fatal else "lost")
+        except StreamError as exc:
             self._lose(str(exc))
         except FrameError as exc:
             self._lose(f"it sent what no guest of ours would send ({exc})")
@@ -238,11 +249,11 @@ class Machine:
         self._tell(self, name, value)
         return collected
 
-    def _receive(self) -> list[tuple[str, Any]]:
+    def _receive(self, timeout: float | None = None) -> list[tuple[str, Any]]:
         """Wait for bytes; pass on what is no control message, and return those that are."""
         assert self._link is not None
         messages = []
-        for channel, payload in self._demultiplexer.feed(self._link.receive()):
+        for channel, payload in self._demultiplexer.feed(self._link.receive(timeout)):
             if channel == CONTROL:
                 messages.append(check(parse_control(payload)))
             elif channel == WORKER:
@@ -289,13 +300,13 @@ class Machine:
         except Exception as exc:
             self._lose(f"{type(exc).__name__}: {exc}")
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, what: str = "lost") -> None:
         with self._changed:
             if self._closed or self._lost:
                 return
             self._lost = True
             self._changed.notify_all()
-        self._tell(self, "lost", reason)
+        self._tell(self, what, reason)
 
     def _enqueue(self, data: bytes) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import collections
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -31,6 +32,7 @@ from pytest_forkd.backends.base import Backend, BackendError, Listener, RunReque
 from pytest_forkd.backends.guest_request import for_guests
 from pytest_forkd.backends.machine import Link, Machine, MachineError
 from pytest_forkd.backends.process import describe_exit
+from pytest_forkd.backends.project import Project
 from pytest_forkd.channel.gateway import EventQueue
 
 __all__ = ["Host", "MachinesBackend", "Place"]
@@ -39,6 +41,7 @@ __all__ = ["Host", "MachinesBackend", "Place"]
 _CLOSE_LIMIT = 20.0
 #: Seconds for a guest to say that it has forked its worker.
 _FORK_LIMIT = 60.0
+_SILENT = f"it has not said within {_FORK_LIMIT:g} seconds that its worker exists"
 #: Machines that may fail while they are set up, beyond one for each worker.
 _SPARE_FAILURES = 3
 
@@ -108,17 +111,35 @@ class _Entry:
         #: ``setup``, ``collecting``, ``idle``, ``busy`` or ``gone``.
         self.stage = "setup"
         self.ended = False
-        self.deadline: float | None = None
+        self._timer: threading.Timer | None = None
+
+    def watch(self, post: Callable[[Callable[[], None]], None], late: Callable[[], None]) -> None:
+        """Have ``late`` called in the main loop if the worker is not forked in time."""
+        self._timer = threading.Timer(_FORK_LIMIT, post, (late,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def unwatch(self) -> None:
+        """There is nothing to be late with any more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class MachinesBackend(Backend):
-    """The part that does not depend on what makes the machines."""
+    """The part that does not depend on what makes the machines.
+
+    :param project: the working tree; ``None`` if a subclass sees to it.
+    """
+
+    #: The command that makes the snapshot anew.
+    rebuild = ""
 
     shares_files = False
     trusted = False
     worth_sharing = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, project: Project | None = None) -> None:
+        self._project = project
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
         self._request: RunRequest | None = None
@@ -157,6 +178,10 @@ class MachinesBackend(Backend):
 
         :raises MachineError: if it is of no use.
         """
+
+    def start(self) -> None:
+        if self._project is not None:
+            self._project.start()
 
     # -- what has no parent process to tell of -------------------------------------------------
 
@@ -257,8 +282,12 @@ class MachinesBackend(Backend):
             return
         load = collections.Counter({key: self._making[key] for key in by_id})
         load.update(id(e.host) for e in self._entries.values() if e.stage in ("idle", "busy"))
+        # A host that is not ready yet is to get its share, too.
+        most = math.ceil((sum(load.values()) + count) / len(self._hosts))
         for _ in range(count):
             key = min(by_id, key=lambda each: load[each])
+            if load[key] >= most and self._branching():
+                break  # see _branched()
             load[key] += 1
             shares[key] += 1
         for key, share in shares.items():
@@ -308,16 +337,21 @@ class MachinesBackend(Backend):
                     raise MachineError(f"its parent is not at rest, but {hello['state']!r}")
                 if hello["version"] != __version__:
                     raise MachineError(
-                        f"it has pytest-forkd {hello['version']}, this is {__version__}.\n"
-                        "Build the snapshot anew: pytest-forkd snapshot build"
+                        f"the snapshot has pytest-forkd {hello['version']}, this is "
+                        f"{__version__}.\nBuild it anew: {self.rebuild}",
+                        fatal=True,
                     )
                 self._set_up(machine, hello)
+                if self._project is not None:
+                    self._project.send(machine, host.name, self.rebuild)
             elif hello["state"] != "collected":
                 raise MachineError("it has not collected")
             self._post(lambda: self._is_set_up(entry, collected=not from_snapshot))
 
         def tell(machine: Machine, name: str, value: Any) -> None:
-            if name == "lost":
+            if name == "fatal":
+                self._post(lambda: self._fail(entry, value))
+            elif name == "lost":
                 blameless = not host.alive()
                 self._post(lambda: self._lost(entry, value, blameless=blameless))
             else:
@@ -344,8 +378,6 @@ class MachinesBackend(Backend):
             self._collected(entry, name, value)
         elif entry.stage == "busy" and name in ("forked", "exit", "fork_failed"):
             self._worker_said(entry, name, value)
-        elif name in ("hello", "restored"):
-            return
         elif name == "over":
             if not entry.ended:
                 self._lost(entry, f"the guest's parent has ended with exit code {value}")
@@ -353,21 +385,37 @@ class MachinesBackend(Backend):
             self._lost(entry, f"it said {name!r}, which nobody had asked for")
 
     def _lost(self, entry: _Entry, reason: str, *, blameless: bool = False) -> None:
-        """A machine is of no use any more."""
+        """A machine is of no use any more.
+
+        :param blameless: its host is gone, and all that was there.
+        """
         if entry.stage == "gone":
             return
-        stage, worker = entry.stage, entry.machine.worker
-        self._remove(entry)
         reason = f"{entry.place.name}: {reason}"
         if blameless:
             self._drop_host(entry.host, reason)
+        else:
+            self._lose(entry, reason)
+
+    def _lose(self, entry: _Entry, reason: str, *, blameless: bool = False) -> None:
+        stage, worker = entry.stage, entry.machine.worker
+        self._remove(entry)
         if stage == "busy":
             assert worker is not None
             if not entry.ended:
-                self._end_worker(worker, WorkerEnd(reason, blameless=blameless))
+                self._end_worker(worker, WorkerEnd(reason, blameless=blameless, abrupt=True))
         else:
             self._failures += 1
             self._could_not_make(reason)
+
+    def _fail(self, entry: _Entry, reason: str) -> None:
+        """No machine can be of use."""
+        if self._stage == "asked" and entry.stage != "gone":
+            for each in list(self._entries.values()):
+                self._remove(each)
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        else:
+            self._lost(entry, reason)
 
     def _could_not_make(self, reason: str) -> None:
         """A machine that was to be had is not."""
@@ -378,9 +426,7 @@ class MachinesBackend(Backend):
         if self._stage == "asked":
             if self._entries or any(self._making.values()):
                 return  # another one may still answer
-            self._stage = "answered"
-            assert self._listener is not None
-            self._listener.on_collector_message({"usage_error": [f"pytest-forkd: {reason}"]})
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
         elif not self._usable_hosts() and not self._branching():
             self._give_up(reason)
         elif self._failures > limit:
@@ -392,7 +438,11 @@ class MachinesBackend(Backend):
             self._deal_soon()
 
     def _branching(self) -> bool:
-        return any(e.stage in ("branching", "collecting", "setup") for e in self._entries.values())
+        """Whether a host may still come to have a branch, at level ``collection``."""
+        if self._level != "collection":
+            return False
+        branched = [id(host) for host in self._hosts if id(host) in self._branches]
+        return any(id(entry.host) not in branched for entry in self._entries.values())
 
     def _give_up(self, reason: str) -> None:
         """No host is left that could make a machine."""
@@ -401,8 +451,11 @@ class MachinesBackend(Backend):
         self._orders.clear()
         for entry in list(self._entries.values()):
             self._remove(entry)
-        assert self._listener is not None
-        self._listener.on_collector_lost(reason)
+        if self._stage == "asked":
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        elif not self._ending:
+            assert self._listener is not None
+            self._listener.on_collector_lost(reason)
 
     def _drop_host(self, host: Host, reason: str) -> None:
         """Do without a host: its machines are lost."""
@@ -410,9 +463,12 @@ class MachinesBackend(Backend):
             return
         self._hosts.remove(host)
         self._branches.pop(id(host), None)
+        if not self._hosts:
+            self._give_up(reason)
+            return
         for entry in list(self._entries.values()):
             if entry.host is host:
-                self._lost(entry, reason, blameless=True)
+                self._lose(entry, reason, blameless=True)
 
     def _remove(self, entry: _Entry) -> None:
         """Let go of a machine and have it removed."""
@@ -420,6 +476,7 @@ class MachinesBackend(Backend):
             if entry.stage == "setup":
                 self._making[id(entry.host)] -= 1
             entry.stage = "gone"
+            entry.unwatch()
             entry.machine.close()
             del self._entries[id(entry)]
             if not self._closed:
@@ -468,7 +525,7 @@ class MachinesBackend(Backend):
     def _assign(self, entry: _Entry, order: _Order) -> None:
         machine = entry.machine
         entry.stage = "busy"
-        entry.deadline = time.monotonic() + _FORK_LIMIT
+        entry.watch(self._post, lambda: self._lost(entry, _SILENT))
         machine.worker = order.worker
         with order.channel:
             machine.attach(order.channel)
@@ -481,7 +538,7 @@ class MachinesBackend(Backend):
             return
         assert worker is not None
         if name == "forked":
-            entry.deadline = None
+            entry.unwatch()
             return
         entry.ended = True
         self._remove(entry)

@@ -16,7 +16,10 @@ does when it has been cloned.
 controller: ``restore``     ``time``, ``seed``, ``hostname``: what makes a clone one of its own
 guest: ``hello``            what it is: version, Python, how far it is (``rest``,
                             ``collected``), what of ``restore`` it could not do
-controller: ``sync``        see :mod:`pytest_forkd.guest.machine`
+controller: ``manifest``    what of the project's tree is asked for
+guest: ``manifest``         ``entries`` and ``texts``, see :mod:`pytest_forkd.sync`
+controller: ``sync``        ``root``: a difference follows, as ``FILES``, until ``sync_end``
+guest: ``synced``           ``error``, or ``null``
 controller: ``collect``     the request of a run, see ``parent.collector``
 guest: ``warm``, ...        the collector's answers, as in the process backend
 controller: ``fork``        ``worker``, ``workerinput``, ``basetemp``

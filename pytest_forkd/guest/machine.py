@@ -18,6 +18,8 @@ import pytest_forkd
 from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
 from pytest_forkd.guest.nursery import Connection, GuestNursery
 from pytest_forkd.guest.port import Port
+from pytest_forkd.guest.project import Project
+from pytest_forkd.guest.rehearsal import rehearse
 from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
 from pytest_forkd.guest.virtio import VirtioPort, find_port
@@ -56,6 +58,11 @@ def main(argv: list[str]) -> int:
         metavar="NAME",
         help="talk over this virtio port, and not over a socket that an agent connects to",
     )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="run a tiny suite first, so that a run finds what it needs in memory",
+    )
     parser.add_argument("--skip", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
 
@@ -78,6 +85,8 @@ def main(argv: list[str]) -> int:
         preloaded = preload(plan)
     except Unsafe as exc:
         start_anew(argv, plan, exc)
+    if options.rehearse:
+        rehearse()
     port = Port(_listen()) if options.port is None else VirtioPort(find_port(options.port))
     gc.freeze()
     print('{"ready": true}', flush=True)  # noqa: T201 - the agent reads it
@@ -111,6 +120,7 @@ class _Guest:
     def __init__(self, port: Port | VirtioPort, preloaded: Preloaded) -> None:
         self.port = port
         self.preloaded = preloaded
+        self.project = Project()
 
     def run(self) -> int:
         """Rest until the controller has a run; become its collector."""
@@ -120,7 +130,7 @@ class _Guest:
                 self.port.control({"hello": self.describe()})
             for channel, payload in self.port.frames():
                 if channel == FILES:
-                    self.take_file(payload)
+                    self.project.take(payload)
                 elif channel == CONTROL:
                     message = parse_control(payload)
                     if "end" in message:
@@ -145,9 +155,12 @@ class _Guest:
     def obey(self, message: dict[str, Any]) -> None:
         if "restore" in message:
             self.port.control({"restored": {"failed": restore(message["restore"])}})
-
-    def take_file(self, payload: bytes) -> None:
-        """The next bytes of the working tree."""
+        elif "manifest" in message:
+            self.port.control({"manifest": self.project.manifest(message["manifest"])})
+        elif "sync" in message:
+            self.project.begin(message["sync"])
+        elif "sync_end" in message:
+            self.port.control({"synced": self.project.finish()})
 
     def collect(self, request: dict[str, Any]) -> NoReturn:
         """Run the collector in this process; a worker, its fork, ends here, too."""

@@ -58,7 +58,9 @@ class Port:
         self._demultiplexer = Demultiplexer(CONTROL, WORKER, FILES)
         self._relays: list[_Relay] = []
         self._answered = 0.0
+        #: The streams that :meth:`opened` has told of, and whose bytes are being read.
         self._generation = 0
+        self._reading = 0
         #: Whoever has something else to wait for registers it here, with any data but a callable.
         self.selector = selectors.PollSelector()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
@@ -93,7 +95,8 @@ class Port:
 
         :raises FrameError: on what no controller would send.
         """
-        if self._generation != self._endpoint.generation:
+        if self._reading != self._endpoint.generation:
+            self._reading = self._endpoint.generation
             self._demultiplexer.reset()
         return self._demultiplexer.feed(self._endpoint.read())
 

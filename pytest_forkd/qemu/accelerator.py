@@ -19,8 +19,8 @@ from pathlib import Path
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.image import PROBE_MARK
 from pytest_forkd.qemu.kernel import Kernel
-from pytest_forkd.qemu.machine import Hardware, Machine, MachineError, Snapshot
 from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.vm import Hardware, Snapshot, VirtualMachine, VmError
 
 __all__ = ["Accelerator", "find_accelerator", "find_qemu", "qemu_version"]
 
@@ -141,8 +141,8 @@ def _probe(qemu: str, kernel: Kernel, initrd: Path) -> str:
     hardware = Hardware(qemu, "kvm", _PROBE_MEMORY, 1, root=Path("/dev/null"))
     memory = Snapshot.in_memory(_PROBE_MEMORY)
     try:
-        machine = Machine.boot(hardware, memory, kernel.image, [initrd], "forkd.probe")
-    except MachineError as exc:
+        machine = VirtualMachine.boot(hardware, memory, kernel.image, [initrd], "forkd.probe")
+    except VmError as exc:
         return str(exc)
     finally:
         memory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,15 +24,28 @@ from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.tree import Contents, contents, plant
 from pytest_forkd.snapshots.fingerprint import installed
 
-__all__ = ["INITRD", "PROBE_MARK", "ROOT_IMAGE", "build_image", "image_fingerprint", "initramfs"]
+__all__ = [
+    "BOOTED_MARK",
+    "INITRD",
+    "PROBE_MARK",
+    "ROOT_IMAGE",
+    "Progress",
+    "build_image",
+    "image_fingerprint",
+    "initramfs",
+]
 
 ROOT_IMAGE = "root.ext4"
 INITRD = "initrd.cpio"
 #: What a guest says on its console that was only booted to see whether that works.
 PROBE_MARK = "pytest-forkd: the kernel runs"
+#: What a guest says on its console when its root file system is there.
+BOOTED_MARK = "pytest-forkd: the guest has booted"
 #: Grows when an image that is made differently must not be taken for one of before.
-_FORMAT = 1
+_FORMAT = 2
 _MKFS_TIMEOUT = 300.0
+#: How many older images of an environment are kept.
+_KEPT_IMAGES = 1
 #: Called with a stage's name and the part of it that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
@@ -74,6 +88,7 @@ export PATH=/usr/local/bin:/usr/bin:/bin HOME=/root LANG=C.UTF-8 TERM=linux
 $b ip link set lo up 2>/dev/null
 $b ifconfig lo 127.0.0.1 2>/dev/null
 cd /root
+echo "{booted}" >/dev/console
 [ -e /run/given/start ] && $b sh /run/given/start </dev/null >/dev/console 2>&1 &
 wait $!
 echo "pytest-forkd: the guest's program ended with status $?" >/dev/console
@@ -126,7 +141,17 @@ def build_image(
     def build(folder: Path) -> dict[str, Any]:
         return _build(folder, store, kernel, what, progress)
 
-    return store.build("images", image_fingerprint(kernel, include, project), build)
+    name = image_fingerprint(kernel, include, project)
+    found = store.get("images", name)
+    if found is not None:
+        return found
+    entry = store.build("images", name, build)
+    # Images of this environment as it once was; the one before may be in use, or come back.
+    others = [e for e in store.entries() if e.kind == "images" and e.name != entry.name]
+    for old in [e for e in others if e.meta.get("prefix") == sys.prefix][_KEPT_IMAGES:]:
+        with contextlib.suppress(OSError):
+            store.remove(old)
+    return entry
 
 
 def _build(
@@ -164,7 +189,7 @@ def initramfs(kernel: Kernel, shell: Path) -> bytes:
         files[f"modules/{name}"] = (stat.S_IFREG | 0o644, content)
     text = _INIT.format(mark=PROBE_MARK, modules=" ".join(name for name, _ in modules))
     files["init"] = (stat.S_IFREG | 0o755, text.encode())
-    files["second"] = (stat.S_IFREG | 0o755, _SECOND.encode())
+    files["second"] = (stat.S_IFREG | 0o755, _SECOND.format(booted=BOOTED_MARK).encode())
     return archive(files)
 
 

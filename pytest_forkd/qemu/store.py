@@ -161,11 +161,15 @@ class Store:
         return found
 
     def remove(self, entry: Entry) -> bool:
-        """Remove one of them.
+        """Remove one of them; with an image go the snapshots that are of no use without it.
 
         :returns: false if somebody uses it.
         :raises OSError: if it cannot be removed.
         """
+        if entry.kind == "images":
+            for other in self.entries():
+                if other.meta.get("image") == entry.name and not self.remove(other):
+                    return False
         trash = entry.path.with_name(f"{entry.name}.trash-{os.getpid()}")
         try:
             fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

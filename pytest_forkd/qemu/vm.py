@@ -4,7 +4,7 @@ Its memory is a file. The machine that is booted maps it shared, so that it can 
 the state of the devices (a *snapshot*); a clone maps it privately, copy-on-write. QEMU gets file
 descriptors of connected sockets, so no path of a socket exists:
 
-* a virtio port, the stream to what runs in the guest (:attr:`Machine.channel`),
+* a virtio port, the stream to what runs in the guest (:attr:`VirtualMachine.channel`),
 * the console, of which the last lines are kept,
 * QMP, by which the machine is saved and restored (QEMU: docs/interop/qmp-spec.rst).
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.qmp import Qmp, QmpError
 
-__all__ = ["CHANNEL_PORT", "Hardware", "Machine", "MachineError", "Snapshot"]
+__all__ = ["CHANNEL_PORT", "Hardware", "Snapshot", "VirtualMachine", "VmError"]
 
 #: The name of the virtio port, as in /sys/class/virtio-ports/*/name.
 CHANNEL_PORT = "pytest-forkd"
@@ -35,6 +35,8 @@ _MIGRATE_TIMEOUT = 60.0
 #: Seconds for QEMU to end after SIGKILL.
 _KILL_TIMEOUT = 10.0
 _CONSOLE_BYTES = 16 * 1024
+#: How a line begins that is not the guest's.
+_COMPLAINTS = ("qemu-system", "setpriv:")
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: Devices that nobody needs, left out, make restoring faster.
 _MACHINE = "q35,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram"
@@ -43,7 +45,7 @@ _MACHINE = "q35,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram"
 _APPEND = "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check"
 
 
-class MachineError(BackendError):
+class VmError(BackendError):
     """A machine cannot be started, saved or restored; the message says why."""
 
 
@@ -176,7 +178,7 @@ def _dying_with_us() -> tuple[str, ...]:
 
 
 @dataclass
-class Machine:
+class VirtualMachine:
     """A running QEMU; :meth:`kill` ends it.
 
     Start it from a thread that lives as long as it is to: it dies with that.
@@ -193,12 +195,12 @@ class Machine:
     @classmethod
     def boot(
         cls, hardware: Hardware, memory: Snapshot, kernel: Path, initrd: Sequence[Path], append: str
-    ) -> Machine:
+    ) -> VirtualMachine:
         """Start a machine with a kernel; it can be saved as ``memory``.
 
         :param initrd: the archives of the first file system, to be read one after the other.
         :param append: words for the kernel's command line.
-        :raises MachineError: if QEMU cannot be started.
+        :raises VmError: if QEMU cannot be started.
         """
         joined = os.memfd_create("forkd-initrd")
         try:
@@ -217,18 +219,18 @@ class Machine:
     @classmethod
     def restore(
         cls, hardware: Hardware, snapshot: Snapshot, *, own: Snapshot | None = None
-    ) -> Machine:
+    ) -> VirtualMachine:
         """Begin to restore a machine; :meth:`wait_restored` ends that.
 
         :param own: a copy of the snapshot's memory that the machine is to write to, so that it can
             be saved there; without it, what it writes is its own and goes with it.
-        :raises MachineError: if QEMU cannot be started.
+        :raises VmError: if QEMU cannot be started.
         """
         try:
             # Opened anew, as the position in it must not be shared with another clone.
             state = os.open(snapshot.state, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise MachineError(f"the snapshot cannot be read: {exc}") from exc
+            raise VmError(f"the snapshot cannot be read: {exc}") from exc
         try:
             memory = own or snapshot
             machine = cls._start(
@@ -250,7 +252,7 @@ class Machine:
         more: list[str],
         *,
         share: bool,
-    ) -> Machine:
+    ) -> VirtualMachine:
         pairs = {name: socket.socketpair() for name in ("channel", "console", "qmp")}
         arguments = hardware.arguments(memory.memory, share=share)
         for name, (_ours, theirs) in pairs.items():
@@ -274,7 +276,7 @@ class Machine:
         except OSError as exc:
             for ours, _theirs in pairs.values():
                 ours.close()
-            raise MachineError(f"{hardware.qemu} cannot be started: {exc.strerror}.") from exc
+            raise VmError(f"{hardware.qemu} cannot be started: {exc.strerror}.") from exc
         finally:
             for _ours, theirs in pairs.values():
                 theirs.close()
@@ -285,7 +287,7 @@ class Machine:
         """Wait until a restored machine runs.
 
         :param timeout: in seconds.
-        :raises MachineError: if it does not.
+        :raises VmError: if it does not.
         """
         with self._explained("restored"):
             self._qmp.wait_for("RESUME", timeout)
@@ -294,7 +296,7 @@ class Machine:
         """Save the devices' state; the memory is where it is. The machine must not go on: kill it.
 
         :param snapshot: the one whose memory the machine writes to.
-        :raises MachineError: if that fails.
+        :raises VmError: if that fails.
         """
         fd = os.open(snapshot.state, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
         try:
@@ -316,7 +318,12 @@ class Machine:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.process.wait(1)
             reason = str(exc) if self.process.poll() is None else self.describe_end()
-            raise MachineError(f"a virtual machine could not be {what}: {reason}") from exc
+            raise VmError(f"a virtual machine could not be {what}: {reason}") from exc
+
+    @property
+    def console_fd(self) -> int:
+        """The descriptor of the console, to be waited for."""
+        return self._console.fileno()
 
     def read_console(self) -> None:
         """Take what the guest has written to its console; it waits for no reader."""
@@ -340,7 +347,7 @@ class Machine:
         console = self.console()
         if "Kernel panic" in console:
             return "the guest's kernel panicked"
-        complaints = [line for line in console.splitlines() if line.startswith("qemu-system")]
+        complaints = [line for line in console.splitlines() if line.startswith(_COMPLAINTS)]
         if status and complaints:
             return complaints[0]
         if status < 0:

@@ -150,6 +150,17 @@ def test_an_old_snapshot_and_an_old_daemon(doctor: Doctor, daemon: StandIn) -> N
     assert "forkd 0.4.1; it does not say whether a snapshot can be restored" in result.stdout
 
 
+def test_sandboxes_on_no_record(doctor: Doctor, daemon: StandIn) -> None:
+    [sandbox] = daemon.post("/v1/sandboxes", {"snapshot_tag": "good"})
+    result = doctor("--tag", "good", "--no-boot")
+    daemon.delete(f"/v1/sandboxes/{sandbox['id']}")
+    assert result.returncode == 0
+    assert f"warn sandboxes: 1 of snapshot good are on no record here: {sandbox['id']}" in (
+        result.stdout
+    )
+    assert "no record here" not in doctor("--tag", "good", "--no-boot").stdout
+
+
 def test_the_snapshot_of_the_project(doctor: Doctor) -> None:
     result = doctor()
     assert "ok   project: its snapshot is pytest-forkd-project-" in result.stdout

@@ -146,12 +146,15 @@ def add_options(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
     )
 
 
-def read_urls(given: list[str] | None, environ: Mapping[str, str]) -> list[str]:
+def read_urls(given: list[str] | None, source: str, environ: Mapping[str, str]) -> list[str]:
     """The daemons' URLs: those that are given, else those in ``FORKD_URL``, else the usual one.
 
+    Each once: a daemon that is named twice would get its workers twice.
+
+    :param source: what to name in an error about those that are given.
     :raises ForkdError: if one is no URL.
     """
     if given:
-        return list(dict.fromkeys(parse_url(each) for each in given))
+        return list(dict.fromkeys(parse_url(each, source) for each in given))
     listed = [each for each in re.split(r"[\s,]+", environ.get(URL_VARIABLE, "")) if each]
     return list(dict.fromkeys(parse_url(each, URL_VARIABLE) for each in listed)) or [DEFAULT_URL]

@@ -195,7 +195,7 @@ def connect_all(options: argparse.Namespace) -> list[Client]:
     from pytest_forkd.forkd.client import Client
 
     token = read_token(options.token_file, os.environ)
-    return [Client(url, token, options.ca) for url in read_urls(options.url, os.environ)]
+    return [Client(url, token, options.ca) for url in read_urls(options.url, "--url", os.environ)]
 
 
 def check_tag(tag: str) -> None:

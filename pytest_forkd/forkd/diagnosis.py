@@ -33,6 +33,8 @@ _OLD = 30 * 86400.0
 #: Guest kernels that reseed their random generator when they notice that they were cloned
 #: (VMGENID; Documentation/virt/... of Linux 5.18), and the one that forkd ships.
 _RESEEDS = (5, 18)
+#: Names that are listed.
+_SHOWN = 8
 #: Seconds for the agent of a guest that was just restored.
 _PING_LIMIT = 20.0
 #: What is asked in a guest, by an expression in its agent.
@@ -81,7 +83,7 @@ def examine(question: Question) -> Iterator[Check]:
     yield from _token(question)
     try:
         token = read_token(question.token_file, os.environ)
-        urls = read_urls(question.urls, os.environ)
+        urls = read_urls(question.urls, "--url", os.environ)
     except ForkdError as exc:
         yield Check("options", "problem", str(exc))
         return
@@ -198,10 +200,38 @@ def _daemon(question: Question, url: str, token: str | None, tag: str | None) ->
                     f"it is a difference to {depth} others, which are hashed each time",
                     "forkd snapshot-compact makes a flat one of it",
                 )
+        yield from _unrecorded(client, tag)
         if question.boot:
             yield from _guest(question, client, tag)
         else:
             yield Check("guest", "skipped", "not restored (--no-boot)")
+
+
+def _unrecorded(client: object, tag: str) -> Iterator[Check]:
+    """Sandboxes that no run of this machine knows: lost ones, or those of other machines."""
+    from pytest_forkd.forkd.client import Client
+    from pytest_forkd.forkd.records import Records
+
+    assert isinstance(client, Client)
+    try:
+        recorded = {entry for run in Records().all() for entry in run.sandboxes}
+        found = [
+            each.id
+            for each in client.sandboxes()
+            if each.snapshot_tag == tag and (client.url, each.id) not in recorded
+        ]
+    except ForkdError as exc:
+        yield Check("sandboxes", "problem", str(exc))
+        return
+    if found:
+        names = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
+        yield Check(
+            "sandboxes",
+            "warning",
+            f"{len(found)} of snapshot {tag} are on no record here: {names}",
+            "If no run on another machine, and no other user, has made them, they are left of a "
+            f"spawn whose answer got lost: DELETE {client.url}/v1/sandboxes/ID",
+        )
 
 
 def _version(name: str, version: str) -> Check:

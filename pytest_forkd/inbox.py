@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Inbox"]
 
 
+#: Events that a worker may send before the next test begins: reports of subtests, warnings.
+_MAX_CHATTER = 500_000
+
+
 class BadEvent(Exception):
     """An event that no worker of ours would send."""
 
@@ -71,6 +75,10 @@ class Inbox:
 
     def dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
         """Handle events, up to the first bad one."""
+        node.chatter += len(events)
+        if node.chatter > _MAX_CHATTER:
+            node.broke_protocol(f"more than {_MAX_CHATTER} events without another test")
+            return
         for name, *args in events:
             handler, fewest, most = self._handlers.get(name, _UNKNOWN)
             try:
@@ -104,6 +112,7 @@ class Inbox:
         if node.running is not None:
             raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
         del node.given[index]
+        node.chatter = 0
         node.running = index
         node.begun.add(index)
         node.location = location = _location(location)

@@ -159,7 +159,7 @@ class Daemon(Host):
                 time.sleep(_PING_INTERVAL)
         if answer.get("warmup_ready") is False:
             raise MachineError(
-                "its parent is not ready: FORKD_WARMUP_CMD of the snapshot has failed.\n"
+                "its parent is not ready: the snapshot has no FORKD_WARMUP_CMD, or it fails.\n"
                 "Build the snapshot anew: pytest-forkd snapshot build"
             )
 

@@ -23,8 +23,12 @@ __all__: list[str] = []
 @pytest.hookimpl
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, and an ini value for each."""
+    from pytest_forkd import qemu_options
+    from pytest_forkd.forkd_options import add_options
     from pytest_forkd.settings import BACKENDS, WARM_LEVELS
 
+    add_options(parser)
+    qemu_options.add_options(parser)
     group = parser.getgroup("forkd", "workers that are clones of one prewarmed parent")
     group.addoption(
         "--forkd-workers",

@@ -7,12 +7,17 @@ import sys
 import uuid
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_forkd.backends.base import Backend, BackendError
 from pytest_forkd.snapshots.plan import Plan
+
+if TYPE_CHECKING:
+    from pytest_forkd.backends.forkd import ForkdSettings
+    from pytest_forkd.backends.project import SyncSettings
+    from pytest_forkd.backends.qemu import QemuSettings
 
 __all__ = [
     "BACKENDS",
@@ -54,6 +59,9 @@ class Settings:
     :ivar testrunuid: the run's id: ``--testrunuid``, or made up.
     :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
     :ivar own_scheduler: nobody has asked for one of xdist's modes of distribution.
+    :ivar forkd: where the machines of the forkd backend come from.
+    :ivar qemu: what the guests of the qemu backend are like.
+    :ivar sync: what of the working tree machines get.
     """
 
     workers: int | str
@@ -64,6 +72,9 @@ class Settings:
     keep: float = 0.0
     testrunuid: str = field(default_factory=lambda: uuid.uuid4().hex)
     own_scheduler: bool = False
+    forkd: ForkdSettings | None = None
+    qemu: QemuSettings | None = None
+    sync: SyncSettings | None = None
 
 
 def parse_workers(text: str) -> int | str:
@@ -99,9 +110,25 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
         )
     if getattr(namespace, "tx", None):
         raise pytest.UsageError("--tx cannot be combined with forkd workers; drop one of them.")
+    backend = _choice(config, namespace, "forkd_backend", BACKENDS)
+    forkd = qemu = sync = None
+    if backend == "forkd":
+        from pytest_forkd.forkd_options import read_forkd_settings, read_sync_settings
+
+        forkd = read_forkd_settings(config, namespace)
+        sync = read_sync_settings(config, namespace)
+    elif backend == "qemu":
+        from pytest_forkd.forkd_options import read_sync_settings
+        from pytest_forkd.qemu_options import read_qemu_settings
+
+        qemu = read_qemu_settings(config, namespace)
+        sync = read_sync_settings(config, namespace)
     return Settings(
         workers=workers,
-        backend=_choice(config, namespace, "forkd_backend", BACKENDS),
+        backend=backend,
+        forkd=forkd,
+        qemu=qemu,
+        sync=sync,
         warm=_choice(config, namespace, "forkd_warm", WARM_LEVELS),
         preload=[
             *config.getini("forkd_preload"),
@@ -204,11 +231,14 @@ def make_backend(settings: Settings, plan: Plan) -> Backend | None:
     :returns: ``None`` where ``auto`` finds that plain xdist workers are the better choice.
     :raises BackendError: if the backend that was asked for is not to be had.
     """
-    if settings.backend in ("qemu", "forkd"):
-        raise BackendError(
-            f"--forkd-backend: {settings.backend!r} is not available in this release.\n"
-            "Use --forkd-backend=process, or leave the option out."
-        )
+    if settings.forkd is not None and settings.sync is not None:
+        from pytest_forkd.backends.forkd import ForkdBackend
+
+        return ForkdBackend(settings.forkd, settings.sync)
+    if settings.qemu is not None and settings.sync is not None:
+        from pytest_forkd.backends.qemu import QemuBackend
+
+        return QemuBackend(settings.qemu, settings.sync, plan)
     if not hasattr(os, "fork"):
         raise BackendError(
             f"the process backend needs fork(), which {sys.platform} does not have.\n"

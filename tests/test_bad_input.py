@@ -99,7 +99,7 @@ def test_no_such_choice(
     assert all(choice in told for choice in choices)
 
 
-@pytest.mark.parametrize("name", ["qemu", "forkd"])
+@pytest.mark.parametrize("name", ["qemu"])
 def test_a_backend_that_is_not_there_yet(refused: Refused, name: str) -> None:
     told = refused("--forkd-workers=2", f"--forkd-backend={name}")
     assert name in told

@@ -37,7 +37,7 @@ class Outcome:
     cases: Counter[str]
 
 
-def _run_suite(pytester: pytest.Pytester, run: Runner, *options: str, **kwargs: Any) -> Outcome:
+def run_suite(pytester: pytest.Pytester, run: Runner, *options: str, **kwargs: Any) -> Outcome:
     make_suite(pytester)
     junit = ["--junitxml=junit.xml", "-ojunit_family=xunit1", "-ojunit_logging=all"]
     result = run("--doctest-modules", *junit, *options, **kwargs)
@@ -82,7 +82,7 @@ def _outcomes() -> dict[str, Outcome]:
 def plain(pytester: pytest.Pytester, run: Runner, _outcomes: dict[str, Outcome]) -> Outcome:
     """The suite run by pytest alone."""
     if "plain" not in _outcomes:
-        _outcomes["plain"] = _run_suite(pytester, run, runner="plain")
+        _outcomes["plain"] = run_suite(pytester, run, runner="plain")
         (pytester.path / "records").unlink()
     return _outcomes["plain"]
 
@@ -91,7 +91,7 @@ def _differences(found: Counter[str], wanted: Counter[str]) -> list[str]:
     return [f"- {text}" for text in wanted - found] + [f"+ {text}" for text in found - wanted]
 
 
-def _check(outcome: Outcome, plain: Outcome) -> None:
+def check_outcome(outcome: Outcome, plain: Outcome) -> None:
     assert outcome.ret == plain.ret == pytest.ExitCode.TESTS_FAILED
     assert _differences(outcome.reports, plain.reports) == []
     assert _differences(outcome.cases, plain.cases) == []
@@ -114,7 +114,7 @@ def test_xdist_has_the_outcomes_of_a_plain_run(
     pytester: pytest.Pytester, run: Runner, plain: Outcome
 ) -> None:
     """What is compared is the same under xdist, so forkd may not differ either."""
-    _check(_run_suite(pytester, run, runner="xdist", workers=2), plain)
+    check_outcome(run_suite(pytester, run, runner="xdist", workers=2), plain)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
@@ -123,7 +123,7 @@ def test_forkd_has_the_outcomes_of_a_plain_run(
     pytester: pytest.Pytester, run: Runner, plain: Outcome, workers: int, warm: str
 ) -> None:
     """With any number of workers and at either warm level."""
-    _check(_run_suite(pytester, run, f"--forkd-warm={warm}", workers=workers), plain)
+    check_outcome(run_suite(pytester, run, f"--forkd-warm={warm}", workers=workers), plain)
 
 
 @pytest.mark.parametrize("dist", ["loadscope", "loadfile", "worksteal"])
@@ -131,4 +131,4 @@ def test_the_outcomes_do_not_depend_on_the_distribution(
     pytester: pytest.Pytester, run: Runner, plain: Outcome, dist: str
 ) -> None:
     """Who runs what changes no report."""
-    _check(_run_suite(pytester, run, f"--dist={dist}", workers=3), plain)
+    check_outcome(run_suite(pytester, run, f"--dist={dist}", workers=3), plain)

@@ -72,6 +72,8 @@ class WorkerEnd:
     :ivar dump: what faulthandler wrote, if anything.
     :ivar out: what it had written to standard output since its last report.
     :ivar err: the same for standard error.
+    :ivar abrupt: what it said last may not have arrived.
+    :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
     """
 
     reason: str
@@ -79,6 +81,8 @@ class WorkerEnd:
     dump: str = ""
     out: str = ""
     err: str = ""
+    blameless: bool = False
+    abrupt: bool = False
 
 
 class Listener(Protocol):
@@ -105,6 +109,10 @@ class Backend(abc.ABC):
     name: str
     #: Whether controller and worker can lock the same file.
     shares_files: bool
+    #: Whether what the collector says may decide what is imported outside of it, in later runs.
+    trusted: bool = True
+    #: Seconds of collecting from which on it is worth while to collect once for all workers.
+    worth_sharing: float = 0.0
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -178,3 +186,7 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """End everything at once, and leave nothing behind; safe to call twice."""
+
+    def leftovers(self) -> list[str]:
+        """After :meth:`close`: what could not be removed and why, in lines for the user."""
+        return []

@@ -25,7 +25,7 @@ from pytest_forkd.snapshots.fingerprint import fingerprint
 from pytest_forkd.snapshots.plan import Plan
 from pytest_forkd.snapshots.store import Store, StoreError, socket_bases
 
-__all__ = ["ProcessBackend", "runtime_directory"]
+__all__ = ["ProcessBackend", "describe_exit", "runtime_directory"]
 
 #: Seconds for the parent to import pytest and what is to be preloaded.
 _HELLO_TIMEOUT = 300.0
@@ -262,7 +262,7 @@ class ProcessBackend(Backend):
             code = self._process.wait(_END_TIMEOUT)
         except subprocess.TimeoutExpired:
             return "closed its connection"
-        end = f"ended with {_describe(code)}"
+        end = f"ended with {describe_exit(code)}"
         if self._log is not None:
             with contextlib.suppress(OSError):
                 said = self._log.read_text("utf-8", "replace").strip()
@@ -354,7 +354,7 @@ class ProcessBackend(Backend):
             self._listener.on_worker_exit(
                 end["worker"],
                 WorkerEnd(
-                    _describe(os.waitstatus_to_exitcode(status)),
+                    describe_exit(os.waitstatus_to_exitcode(status)),
                     clean=status == 0,
                     dump=end.get("dump", ""),
                     out=end.get("out", ""),
@@ -382,7 +382,7 @@ class ProcessBackend(Backend):
             self._read_control()
         if self._collector_status is not None:
             code = os.waitstatus_to_exitcode(self._collector_status)
-            return f"the collector ended with {_describe(code)}"
+            return f"the collector ended with {describe_exit(code)}"
         end = self._parent_end()
         self._drop_parent()
         return f"the parent process {end}"
@@ -524,7 +524,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
-def _describe(code: int) -> str:
+def describe_exit(code: int) -> str:
+    """A process's exit code (negative: a signal) in words."""
     if code >= 0:
         return f"exit code {code}"
     try:

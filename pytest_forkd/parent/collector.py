@@ -48,16 +48,19 @@ __all__ = ["run_collector"]
 _REQUEST_TIMEOUT = 600.0
 
 
-def run_collector(connection: FrameSocket, request: dict[str, Any]) -> int:
+def run_collector(
+    connection: FrameSocket, request: dict[str, Any], nursery: Nursery | None = None
+) -> int:
     """Serve one run; returns in the collector and in each of its workers.
 
     :param connection: to the controller.
     :param request: see ``pytest_forkd.backends.process``.
+    :param nursery: what forks the workers, where the connection is of another kind.
     :returns: the process's exit status.
     """
     processes.become_subreaper()
     take_over(request)
-    nursery = Nursery(connection)
+    nursery = nursery or Nursery(connection)
     start: Start | pytest.UsageError | None = None
     if request.get("early"):
         try:
@@ -225,6 +228,7 @@ class CollectorPlugin:
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
         self.birth: Birth | None = None
+        self.started = time.perf_counter()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -257,6 +261,7 @@ class CollectorPlugin:
                     "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
                     "modules": self.watch.modules(self.config, self.exclude),
+                    "seconds": time.perf_counter() - self.started,
                 }
             }
         )

@@ -30,14 +30,14 @@ class Birth:
     :ivar workerinput: its ``config.workerinput``.
     :ivar basetemp: its base temporary directory, below the controller's.
     :ivar channel: to the controller.
-    :ivar claims: the file on which it claims items.
+    :ivar claims: the file on which it claims items; ``None`` where it shares none.
     :ivar files: where its output and its faulthandler dump go.
     """
 
     workerinput: dict[str, Any]
     basetemp: str | None
     channel: WorkerChannel
-    claims: Claims
+    claims: Claims | None
     files: CrashFiles
 
 
@@ -119,15 +119,15 @@ class Nursery:
 
     def _fork(self, frame: Frame) -> None:
         request = frame.message["fork"]
-        channel_fd, claims_fd = frame.fds
+        channel_fd = frame.fds[0]
+        claims_fd = frame.fds[1] if len(frame.fds) > 1 else None
         name = request["worker"]
         try:
             files = CrashFiles()
             me = os.getpid()
             pid = processes.fork()
         except OSError as exc:
-            os.close(channel_fd)
-            os.close(claims_fd)
+            self._close(frame)
             self._tell({"fork_failed": {"worker": name, "error": str(exc)}})
             return
         if pid == 0:
@@ -137,18 +137,22 @@ class Nursery:
                 workerinput=unpack_object(request["workerinput"]),
                 basetemp=request["basetemp"],
                 channel=WorkerChannel(socket.socket(fileno=channel_fd)),
-                claims=Claims(claims_fd),
+                claims=None if claims_fd is None else Claims(claims_fd),
                 files=files,
             )
             return
-        os.close(channel_fd)
-        os.close(claims_fd)
+        self._close(frame)
         child = _Child(name, files, _pidfd(pid))
         self._children[pid] = child
         if child.pidfd is not None:
             assert self._selector is not None
             self._selector.register(child.pidfd, selectors.EVENT_READ, pid)
         self._tell({"forked": {"worker": name, "pid": pid}})
+
+    @staticmethod
+    def _close(frame: Frame) -> None:
+        for fd in frame.fds:
+            os.close(fd)
 
     def _leave_nursery(self) -> None:
         """In a worker: let go of what belongs to the collector."""

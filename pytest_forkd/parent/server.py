@@ -47,7 +47,7 @@ from pytest_forkd.parent.preloading import (
 from pytest_forkd.parent.stamps import Stamps
 from pytest_forkd.snapshots.plan import Plan
 
-__all__ = ["main"]
+__all__ = ["main", "start_anew"]
 
 #: Seconds to wait for a first controller.
 _FIRST_CONNECTION_LIMIT = 60.0
@@ -61,6 +61,11 @@ def main(argv: list[str]) -> int:
     :param argv: the command line, see ``--help``.
     :returns: the exit status.
     """
+    if "--ready-json" in argv:
+        # This process is all that runs in a guest; it says so itself when it is ready.
+        from pytest_forkd.guest.machine import main as serve_guest
+
+        return serve_guest(argv)
     started = time.time_ns()
     parser = argparse.ArgumentParser(prog="python -m pytest_forkd.parent")
     parser.add_argument("--listen-fd", type=int, required=True, help="a listening unix socket")
@@ -81,7 +86,7 @@ def main(argv: list[str]) -> int:
     try:
         preloaded = preload(plan)
     except Unsafe as exc:
-        _start_anew(argv, plan, exc)
+        start_anew(argv, plan, exc)
     os.close(options.plan_fd)
     gc.freeze()
     if options.controller is not None:
@@ -98,7 +103,7 @@ def main(argv: list[str]) -> int:
         return _Parent(listener, plan, preloaded, stamps, keeping).run()
 
 
-def _start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
+def start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
     """Run this program again, in the same process, without the package that cannot be preloaded."""
     skip = {**plan.skip, unsafe.package: str(unsafe)}
     if len(skip) > _MAX_SKIPPED:

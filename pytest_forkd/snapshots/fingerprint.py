@@ -19,7 +19,7 @@ from typing import Any
 
 from pytest_forkd import __version__
 
-__all__ = ["VOLATILE", "fingerprint"]
+__all__ = ["VOLATILE", "fingerprint", "installed"]
 
 #: Environment variables that change from one shell, or one run, to the next, and that nothing
 #: looks at while it is imported. A run's own values reach its tests all the same.
@@ -67,7 +67,7 @@ def fingerprint(
         "warnoptions": sys.warnoptions,
         "interpreter": _stamp(os.path.realpath(sys.executable)),
         "environ": sorted(item for item in environ.items() if item[0] not in VOLATILE),
-        "installed": _installed(),
+        "installed": installed(),
         "process": _process(),
     }
     text = json.dumps(state, sort_keys=True)
@@ -82,7 +82,7 @@ def _stamp(path: str) -> list[int] | None:
     return [stat.st_mtime_ns, stat.st_size, stat.st_ino]
 
 
-def _installed() -> list[Any]:
+def installed() -> list[Any]:
     """Each installed distribution, with the time of its record, and every ``.pth`` file."""
     folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     folders.update(

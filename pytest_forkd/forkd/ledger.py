@@ -1,0 +1,76 @@
+"""What one run makes at its daemons: written down before it is used, deleted at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from pytest_forkd.forkd.cleaning import Outcome, delete_recorded
+from pytest_forkd.forkd.client import Client
+from pytest_forkd.forkd.errors import ForkdError
+from pytest_forkd.forkd.reaper import Reaper
+from pytest_forkd.forkd.records import Records, make_run_tag
+
+__all__ = ["Ledger"]
+
+
+class Ledger:
+    """The sandboxes and branches of a run; may be used from several threads.
+
+    It has a reaper, which deletes them should this process be killed. Making a ledger starts it, so
+    make one before the first sandbox.
+
+    :param token_file: where the token is, if it is in a file; else it is in the environment.
+    :param ca: the file with the certificates to trust.
+    :raises ForkdError: if nothing can be written down, or the reaper does not start.
+    """
+
+    def __init__(self, token_file: str | None = None, ca: str | None = None) -> None:
+        self._records = Records()
+        self._run = self._records.begin(token_file, ca)
+        try:
+            self._reaper = Reaper(str(self._run.path), token_file, ca)
+        except OSError as exc:
+            raise ForkdError(
+                f"cannot start the process that deletes sandboxes should pytest be killed: {exc}"
+            ) from exc
+
+    def add_sandboxes(self, url: str, sandboxes: Iterable[str]) -> None:
+        """Write down sandboxes that were just made, before they are used.
+
+        :raises ForkdError: if that fails: delete them then.
+        """
+        self._records.add(self._run, sandboxes=[(url, each) for each in sandboxes])
+
+    def add_branch(self, url: str) -> str:
+        """A new tag for a branch at a daemon; written down, to be asked for now.
+
+        :raises ForkdError: if that fails.
+        """
+        tag = make_run_tag()
+        self._records.add(self._run, branches=[(url, tag)])
+        return tag
+
+    def forget_sandbox(self, url: str, sandbox: str) -> None:
+        """Strike out a sandbox that was deleted."""
+        self._records.remove(self._run, sandboxes=[(url, sandbox)])
+
+    def forget_branch(self, url: str, tag: str) -> None:
+        """Strike out a branch that was deleted, or that never came to be."""
+        self._records.remove(self._run, branches=[(url, tag)])
+
+    def close(self, connect: Callable[[str], Client]) -> Outcome:
+        """Delete all that is left, and let the reaper go; safe to call twice.
+
+        What is at a daemon that cannot be reached, the reaper tries to delete for a while; what it
+        cannot, either, stays on record for ``pytest-forkd prune``.
+
+        :param connect: makes a client for a URL.
+        """
+        outcome = Outcome()
+        try:
+            outcome = delete_recorded(self._records, self._run, connect)
+        finally:
+            with contextlib.suppress(OSError):
+                self._reaper.close(timeout=0.0 if outcome.errors else 5.0)
+        return outcome

@@ -1,0 +1,136 @@
+"""A small process that outlives a controller that is killed, and deletes what it has made.
+
+It is started by path, by an interpreter that loads neither site-packages nor this package, so that
+it costs next to nothing, and waits for the controller's end. If the controller has left its record,
+it becomes an ordinary Python that deletes what is on it. What is at a daemon that cannot be reached
+is left for ``pytest-forkd prune``.
+
+Only the standard library until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import time
+
+__all__ = ["Reaper"]
+
+#: Seconds after which another attempt is made to reach a daemon.
+_PAUSES = (1.0, 3.0, 10.0, 30.0)
+
+
+class Reaper:
+    """The controller's handle on its reaper.
+
+    :param record: the run's record, which may not exist yet.
+    :param token_file: where the token is, if it is in a file; else it is in the environment.
+    :param ca: the file with the certificates to trust.
+    :raises OSError: if the process cannot be started.
+    """
+
+    def __init__(self, record: str, token_file: str | None = None, ca: str | None = None) -> None:
+        import subprocess
+
+        read, self._write = os.pipe()  # not inherited: the reading end sees this process's end
+        command = [sys.executable, "-I", "-S", os.path.abspath(__file__), "wait"]
+        command += [str(read), str(os.getpid()), record]
+        command += [os.path.abspath(token_file) if token_file else ""]
+        command += [os.path.abspath(ca) if ca else ""]
+        # GitHub's runner ends what a job leaves, which it tells by this variable: not this process.
+        environ = {k: v for k, v in os.environ.items() if k != "RUNNER_TRACKING_ID"}
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[read],
+                start_new_session=True,
+                cwd="/",
+                env=environ,
+            )
+        except OSError:
+            os.close(self._write)
+            raise
+        finally:
+            os.close(read)
+
+    @property
+    def pid(self) -> int:
+        """The reaper's process id."""
+        return self._process.pid
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Let the reaper go: what is still on the record it deletes now. Safe to call twice.
+
+        :param timeout: seconds to wait for its end; it goes on after that if it has to.
+        """
+        import subprocess
+
+        if self._write >= 0:
+            os.close(self._write)
+            self._write = -1
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout)
+            # If it goes on, nobody waits for it, on purpose.
+            self._process.returncode = self._process.returncode or 0
+
+
+def _wait(fd: int, pid: int) -> None:
+    """Wait until the controller has closed its end, or has ended."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):  # it has gone: the pipe tells, too
+            poller.register(os.pidfd_open(pid), select.POLLIN)
+    # Without a limit: it is the controller's business how long it lives. A child that it has forked
+    # may hold the pipe open, which is why the process itself is watched, too.
+    poller.poll()
+
+
+def _delete(record: str, token_file: str | None, ca: str | None) -> int:
+    from pathlib import Path
+
+    from pytest_forkd.forkd.cleaning import connect_for, delete_recorded
+    from pytest_forkd.forkd.errors import ForkdError
+    from pytest_forkd.forkd.records import Records
+
+    path = Path(record)
+    for pause in (0.0, *_PAUSES):
+        time.sleep(pause)
+        with contextlib.suppress(ForkdError):
+            records = Records(path.parent)
+            run = records.read(path)
+            if run is None:
+                return 0
+            delete_recorded(records, run, connect_for(run, token_file, ca))
+            if run.is_empty:
+                return 0
+    return 1
+
+
+def main(argv: list[str]) -> int:
+    """Wait (``wait``), or delete (``delete``), as the first argument says."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)  # they are meant for the controller
+    what, fd, pid, record, token_file, ca = argv
+    if what == "delete":
+        return _delete(record, token_file or None, ca or None)
+    _wait(int(fd), int(pid))
+    if not os.path.exists(record):
+        return 0
+    again = [sys.executable, os.path.abspath(__file__), "delete", *argv[1:]]
+    return os.execv(sys.executable, again)  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if sys.path and os.path.abspath(sys.path[0]) == os.path.join(_package, "forkd"):
+        del sys.path[0]  # modules of this directory are not to shadow others
+    if os.path.dirname(_package) not in sys.path:
+        sys.path.append(os.path.dirname(_package))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""The collector's children in a guest: one worker, whose channel goes over the guest's stream."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import tempfile
+from typing import Any
+
+from pytest_forkd.channel.frames import Frame
+from pytest_forkd.channel.mux import CONTROL, STDERR, WORKER, parse_control
+from pytest_forkd.guest.port import Port
+from pytest_forkd.guest.restore import restore
+from pytest_forkd.guest.virtio import VirtioPort
+from pytest_forkd.parent.nursery import Birth, Nursery
+
+__all__ = ["Connection", "GuestNursery"]
+
+#: Seconds for the controller to take what a process that is about to end has told.
+_FLUSH_LIMIT = 60.0
+#: Seconds between two looks at what was written to standard error.
+_STDERR_INTERVAL = 0.1
+#: Bytes that are read from a dead worker's channel: what its socket held, and some.
+_MAX_LAST_WORDS = 16 * 1024 * 1024
+#: Bytes of standard error that are passed on; a test that writes more is cut off.
+_MAX_STDERR = 64 * 1024 * 1024
+_CHUNK = 128 * 1024
+
+
+class Connection:
+    """The collector's connection to the controller: has what it uses of a ``FrameSocket``.
+
+    :param port: the guest's.
+    """
+
+    def __init__(self, port: Port | VirtioPort) -> None:
+        self.port = port
+        self.eof = False
+        # Nameless: it goes with the last process that has it open.
+        with tempfile.TemporaryFile(buffering=0) as file:
+            self._stderr = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR | os.O_APPEND)
+        self._told = 0
+
+    def take_stderr(self) -> None:
+        """Make standard error of this process, and of its forks, what goes to the controller."""
+        os.dup2(self._stderr, 2)
+
+    def fileno(self) -> int:
+        """A descriptor that the tripwires leave out."""
+        return self._stderr
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message, and wait until the controller has it: the process may end now."""
+        self.forward_stderr()
+        self.port.control(message)
+        self.port.flush(_FLUSH_LIMIT)
+
+    def forward_stderr(self) -> None:
+        """Pass on what has been written to standard error."""
+        size = min(os.fstat(self._stderr).st_size, _MAX_STDERR)
+        while self._told < size and not self.port.full:
+            data = os.pread(self._stderr, min(_CHUNK, size - self._told), self._told)
+            self._told += len(data)
+            self.port.data(STDERR, data)
+
+    def close(self) -> None:
+        """In a worker: let go of what belongs to the collector."""
+        self.port.close()
+        os.close(self._stderr)
+
+
+class GuestNursery(Nursery):
+    """Takes requests from the guest's port, and passes on what the worker's channel carries."""
+
+    connection: Connection  # type: ignore[assignment]
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)  # type: ignore[arg-type]
+        self._port = connection.port
+        self._channel: socket.socket | None = None
+        #: What the worker has not taken yet, and whether nothing comes after it.
+        self._commands = bytearray()
+        self._commands_end = False
+
+    def run(self) -> Birth | None:
+        """Serve the controller until it wants no more; see :meth:`Nursery.run`."""
+        interrupt = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._selector = self._port.selector
+        while not (self._ending and not self._children):
+            self._serve()
+            if self._birth is not None:
+                signal.signal(signal.SIGINT, interrupt)
+                return self._birth
+        self.connection.forward_stderr()
+        self._port.flush(_FLUSH_LIMIT)
+        return None
+
+    def _serve(self) -> None:
+        ready = self._port.wait(_STDERR_INTERVAL if self._children else None)
+        if self._port.opened():
+            self._port.control({"hello": {"state": "collected"}})
+        self._pass_commands()
+        self._pass_on()
+        self.connection.forward_stderr()
+        pids = [data for data in ready if isinstance(data, int)]
+        if any(child.pidfd is None for child in self._children.values()):
+            pids = list(self._children)
+        if pids:
+            self._pass_on(last=True)
+            self._reap(pids)
+        for channel, payload in self._port.frames():
+            if channel == CONTROL:
+                self._obey(parse_control(payload))
+                if self._birth is not None:
+                    return
+            elif channel == WORKER:
+                self._command(payload)
+        self._watch_channel()
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        if "fork" in message:
+            if self._children:
+                raise RuntimeError("a guest has one worker")
+            self._channel, theirs = socket.socketpair()
+            self._channel.setblocking(False)
+            basetemp = message["fork"]["basetemp"]
+            if basetemp is not None:
+                # The controller's directory, of which there is only the name here.
+                os.makedirs(os.path.dirname(basetemp), mode=0o700, exist_ok=True)
+            self._fork(Frame(message, [theirs.detach()]))
+        elif "signal" in message:
+            self._signal(**message["signal"])
+        elif "restore" in message:
+            self._port.control({"restored": {"failed": restore(message["restore"])}})
+        elif "end" in message:
+            self._ending = True
+
+    def _leave_nursery(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        super()._leave_nursery()
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._port.control(message)
+
+    # -- the worker's channel ------------------------------------------------------------------
+
+    def _pass_on(self, *, last: bool = False) -> None:
+        """Write what the worker has said to the stream.
+
+        :param last: it is dead: all that it said, however full the stream is.
+        """
+        total = 0
+        while self._channel is not None and (last or not self._port.full):
+            try:
+                data = self._channel.recv(_CHUNK)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                data = b""
+            if data:
+                self._port.data(WORKER, data)
+            total += len(data)
+            if not data or total > _MAX_LAST_WORDS:
+                self._close_channel()
+        self._watch_channel()
+
+    def _command(self, payload: bytes) -> None:
+        """Give the worker what the controller has said to it."""
+        if payload:
+            self._commands += payload
+        else:
+            self._commands_end = True
+        self._pass_commands()
+
+    def _pass_commands(self) -> None:
+        """Write what there is room for: a worker reads between tests only, and may be writing."""
+        if self._channel is None:
+            return
+        with contextlib.suppress(OSError):  # full, or dead; its end is told
+            while self._commands:
+                del self._commands[: self._channel.send(self._commands[:_CHUNK])]
+            if self._commands_end:
+                self._commands_end = False
+                self._channel.shutdown(socket.SHUT_WR)
+
+    def _watch_channel(self) -> None:
+        """Be woken by what can be done with the channel just now."""
+        if self._channel is None:
+            return
+        events = 0 if self._port.full else selectors.EVENT_READ
+        if self._commands:
+            events |= selectors.EVENT_WRITE
+        key = self._port.selector.get_map().get(self._channel)
+        if key is not None and key.events != events:
+            self._port.selector.unregister(self._channel)
+            key = None
+        if key is None and events:
+            self._port.selector.register(self._channel, events, "channel")
+
+    def _close_channel(self) -> None:
+        assert self._channel is not None
+        if self._channel in self._port.selector.get_map():
+            self._port.selector.unregister(self._channel)
+        self._channel.close()
+        self._channel = None

@@ -1,0 +1,72 @@
+"""What a guest does first when it has been cloned, so that it is nobody's twin.
+
+A snapshot holds the clock, the state of every random generator and the host name, so clones would
+share them. What a guest is not allowed to change is left, and told.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import fcntl
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["SHARED_KERNEL", "restore"]
+
+#: Set where the "guest" has no kernel of its own, whose clock and name it would change.
+SHARED_KERNEL = "PYTEST_FORKD_SHARED_KERNEL"
+#: Requests of Linux's include/uapi/linux/random.h.
+_RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
+#: Seconds by which the clock may be wrong: setting it is about as good.
+_CLOCK_TOLERANCE = 0.02
+
+
+def restore(message: dict[str, Any]) -> list[str]:
+    """Make this guest one of its own.
+
+    :param message: ``time`` (seconds since the epoch, now), ``seed`` (base64 of random bytes that
+        no other clone gets) and ``hostname``.
+    :returns: what could not be done: ``clock``, ``entropy``, ``hostname``.
+    """
+    seed = base64.b64decode(message["seed"])
+    shared = bool(os.environ.get(SHARED_KERNEL))
+    failed = []
+    steps: dict[str, Callable[[], None]] = {
+        "clock": lambda: _set_clock(float(message["time"])),
+        "hostname": lambda: socket.sethostname(message["hostname"]),
+        "entropy": lambda: _feed_kernel(seed),
+    }
+    for name, step in steps.items():
+        try:
+            if shared:
+                raise PermissionError
+            step()
+        except (OSError, AttributeError):
+            failed.append(name)
+    # Everybody may stir the pool, though the kernel does not count that as entropy.
+    with contextlib.suppress(OSError), open("/dev/urandom", "wb", buffering=0) as file:
+        file.write(seed)
+    random.seed(seed + os.urandom(32))
+    return failed
+
+
+def _set_clock(now: float) -> None:
+    if abs(time.time() - now) > _CLOCK_TOLERANCE:
+        time.clock_settime(time.CLOCK_REALTIME, now)
+
+
+def _feed_kernel(seed: bytes) -> None:
+    """Have the kernel's generator start anew from ``seed``, so that it does not go on as its twin.
+
+    ``RNDADDENTROPY`` takes a ``struct rand_pool_info``: bits of entropy, size, bytes.
+    """
+    with open("/dev/urandom", "wb", buffering=0) as file:
+        fcntl.ioctl(file, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
+        fcntl.ioctl(file, _RNDRESEEDCRNG)

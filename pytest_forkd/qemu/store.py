@@ -1,0 +1,229 @@
+"""Kernels, images and snapshots on disk: in the user's cache directory, under their fingerprint.
+
+``<cache>/pytest-forkd/<kind>/<name>/`` is complete, or is not there: it is written beside and
+renamed into place, under a lock for its name. Who uses one holds a shared lock on its directory
+(flock(2)); only what nobody holds is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pytest_forkd.backends.base import BackendError
+
+__all__ = ["KINDS", "Entry", "Store"]
+
+KINDS = ("kernels", "images", "snapshots")
+#: Seconds to wait for another run that builds the same; it may have everything to build.
+_LOCK_TIMEOUT = 600.0
+_META = "meta.json"
+_USED = "used"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that was built.
+
+    :ivar kind: one of :data:`KINDS`.
+    :ivar name: its fingerprint.
+    :ivar path: its directory.
+    :ivar meta: what its builder noted.
+    """
+
+    kind: str
+    name: str
+    path: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes on disk; files have holes."""
+        return sum(
+            os.lstat(os.path.join(base, name)).st_blocks * 512
+            for base, _folders, names in os.walk(self.path)
+            for name in names
+        )
+
+    @property
+    def used(self) -> float:
+        """When it was used last, in seconds since the epoch."""
+        with contextlib.suppress(OSError):
+            return os.stat(self.path / _USED).st_mtime
+        return 0.0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Path]:
+        """Use it: while the context lasts, nobody removes it.
+
+        :raises BackendError: if it has just been removed.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise BackendError(f"{self.path} has just been removed; run again.") from exc
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            # It may have been removed, and built again, before it was locked.
+            if not _same(fd, self.path):
+                raise BackendError(f"{self.path} has just been removed; run again.")
+            with contextlib.suppress(OSError):
+                os.utime(self.path / _USED)
+            yield self.path
+        finally:
+            os.close(fd)
+
+
+class Store:
+    """All of them.
+
+    :param directory: made as soon as something is built; only its owner may look into it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    @classmethod
+    def find(cls) -> Store:
+        """The store in the user's cache directory: ``XDG_CACHE_HOME``, else ``~/.cache``."""
+        base = os.environ.get("XDG_CACHE_HOME")
+        if not base or not os.path.isabs(base):
+            base = os.path.expanduser("~/.cache")
+        return cls(Path(base) / "pytest-forkd")
+
+    def get(self, kind: str, name: str) -> Entry | None:
+        """What was built under a name, if it was."""
+        path = self.directory / kind / name
+        try:
+            meta = json.loads((path / _META).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return Entry(kind, name, path, meta)
+
+    def build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
+        """What was built under a name, else what ``builder`` builds now.
+
+        :param builder: fills an empty directory, and returns what to note of it.
+        :raises BackendError: if it cannot be built or kept; nothing is left then.
+        """
+        found = self.get(kind, name)
+        if found is not None:
+            return found
+        folder = self.directory / kind
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with FileLock(folder / f"{name}.lock", timeout=_LOCK_TIMEOUT):
+                return self.get(kind, name) or self._build(kind, name, builder)
+        except Timeout:
+            raise BackendError(
+                f"another run has been building {folder / name} for {_LOCK_TIMEOUT:g} seconds.\n"
+                "Run again when it is done, or end it."
+            ) from None
+        except OSError as exc:
+            raise BackendError(_explain(exc, folder)) from exc
+
+    def _build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
+        path = self.directory / kind / name
+        beside = self.directory / kind / f"{name}.partial"
+        _remove(beside)  # of somebody who was killed: the lock is ours
+        _remove(path)  # without its notes it is nothing
+        beside.mkdir(mode=0o700)
+        try:
+            meta = {**builder(beside), "built": time.time()}
+            (beside / _USED).touch()
+            (beside / _META).write_text(json.dumps(meta, indent=1), "utf-8")
+            beside.rename(path)
+        except BaseException:
+            _remove(beside)
+            raise
+        return Entry(kind, name, path, meta)
+
+    def entries(self) -> list[Entry]:
+        """Everything that was built, by kind, what was used last first."""
+        found = []
+        for kind in KINDS:
+            with contextlib.suppress(OSError):
+                names = os.listdir(self.directory / kind)
+                entries = [entry for name in names if (entry := self.get(kind, name))]
+                found += sorted(entries, key=lambda entry: -entry.used)
+        return found
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove one of them; with an image go the snapshots that are of no use without it.
+
+        :returns: false if somebody uses it.
+        :raises OSError: if it cannot be removed.
+        """
+        if entry.kind == "images":
+            for other in self.entries():
+                if other.meta.get("image") == entry.name and not self.remove(other):
+                    return False
+        trash = entry.path.with_name(f"{entry.name}.trash-{os.getpid()}")
+        try:
+            fd = os.open(entry.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _same(fd, entry.path):
+                entry.path.rename(trash)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        _remove(trash)
+        return True
+
+    def sweep(self) -> None:
+        """Remove what killed processes have left."""
+        for kind in KINDS:
+            folder = self.directory / kind
+            with contextlib.suppress(OSError):
+                for name in os.listdir(folder):
+                    if ".trash-" in name:
+                        _remove(folder / name)
+                    elif name.endswith(".partial"):
+                        self._sweep_partial(folder, name)
+
+    def _sweep_partial(self, folder: Path, name: str) -> None:
+        lock = FileLock(folder / f"{name.removesuffix('.partial')}.lock", timeout=0)
+        with contextlib.suppress(Timeout, OSError), lock:
+            _remove(folder / name)
+
+
+def _same(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Remove a directory whose files may be read-only; missing is fine."""
+    with contextlib.suppress(OSError):
+        for base, _folders, _names in os.walk(path):
+            os.chmod(base, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _explain(exc: OSError, folder: Path) -> str:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"there is no space left for what is built in {folder}: {exc.strerror}.\n"
+            "Make room ('pytest-forkd image prune'), or set XDG_CACHE_HOME to a larger disk."
+        )
+    return (
+        f"{exc.filename or folder}: {exc.strerror or exc}.\nXDG_CACHE_HOME says where it is kept."
+    )

@@ -1,0 +1,369 @@
+"""One virtual machine: booted, saved, or restored from what was saved.
+
+Its memory is a file. The machine that is booted maps it shared, so that it can be left behind with
+the state of the devices (a *snapshot*); a clone maps it privately, copy-on-write. QEMU gets file
+descriptors of connected sockets, so no path of a socket exists:
+
+* a virtio port, the stream to what runs in the guest (:attr:`VirtualMachine.channel`),
+* the console, of which the last lines are kept,
+* QMP, by which the machine is saved and restored (QEMU: docs/interop/qmp-spec.rst).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_forkd.backends.base import BackendError
+from pytest_forkd.qemu.qmp import Qmp, QmpError
+
+__all__ = ["CHANNEL_PORT", "Hardware", "Snapshot", "VirtualMachine", "VmError"]
+
+#: The name of the virtio port, as in /sys/class/virtio-ports/*/name.
+CHANNEL_PORT = "pytest-forkd"
+#: Seconds for the devices' state of a machine to be read or written: it is less than a megabyte.
+_MIGRATE_TIMEOUT = 60.0
+#: Seconds for QEMU to end after SIGKILL.
+_KILL_TIMEOUT = 10.0
+_CONSOLE_BYTES = 16 * 1024
+#: How a line begins that is not the guest's.
+_COMPLAINTS = ("qemu-system", "setpriv:")
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+#: Devices that nobody needs, left out, make restoring faster.
+_MACHINE = "q35,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram"
+#: ``panic=-1``: QEMU ends when the guest's kernel panics. ``tsc=reliable``: a restored guest finds
+#: time to have jumped, and would stop trusting the clock.
+_APPEND = "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check"
+
+
+class VmError(BackendError):
+    """A machine cannot be started, saved or restored; the message says why."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine is made of; a snapshot can only be restored by the same.
+
+    :ivar qemu: the program.
+    :ivar accelerator: ``kvm`` or ``tcg``.
+    :ivar memory: of the guest, in MiB.
+    :ivar cpus: how many the guest has.
+    :ivar root: the image of the root file system; read only.
+    :ivar network: whether the guest reaches the network, by QEMU's user-mode networking.
+    """
+
+    qemu: str
+    accelerator: str
+    memory: int
+    cpus: int
+    root: Path
+    network: bool = False
+
+    def arguments(self, memory: str, *, share: bool) -> list[str]:
+        """QEMU's command line, but for what belongs to one machine.
+
+        :param memory: the path of the memory file.
+        :param share: whether what the guest writes goes to that file.
+        """
+        size = f"{self.memory}M"
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={memory}"
+        arguments = [self.qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
+        arguments += ["-sandbox", _SANDBOX, "-accel", self.accelerator, "-M", _MACHINE]
+        arguments += ["-cpu", "host" if self.accelerator == "kvm" else "max"]
+        arguments += ["-smp", str(self.cpus), "-m", size]
+        arguments += ["-object", f"{backend},share={'on' if share else 'off'}"]
+        arguments += ["-object", "rng-random,id=rng,filename=/dev/urandom"]
+        arguments += ["-device", "virtio-rng-pci,rng=rng"]
+        image = str(self.root).replace(",", ",,")
+        arguments += [
+            "-drive",
+            f"if=none,id=root,format=raw,readonly=on,file.locking=off,file={image}",
+        ]
+        arguments += ["-device", "virtio-blk-pci,drive=root"]
+        if self.network:
+            arguments += ["-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net"]
+        return arguments
+
+
+@dataclass
+class Snapshot:
+    """A machine at rest.
+
+    :ivar memory: the path of its memory; of a descriptor in ``/proc/self/fd``, if it is in memory.
+    :ivar state: the same for the state of its devices.
+    :ivar fds: the descriptors that the paths name.
+    """
+
+    memory: str
+    state: str
+    fds: tuple[int, ...] = ()
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Snapshot:
+        """One on disk."""
+        return cls(str(folder / "memory"), str(folder / "state"))
+
+    @classmethod
+    def in_memory(cls, size: int) -> Snapshot:
+        """Room for one, in memory that nobody else can open; close it.
+
+        :param size: of the machine's memory, in MiB.
+        """
+        memory, state = os.memfd_create("forkd-memory"), os.memfd_create("forkd-state")
+        os.ftruncate(memory, size << 20)
+        return cls(f"/proc/self/fd/{memory}", f"/proc/self/fd/{state}", (memory, state))
+
+    def create(self, size: int) -> None:
+        """Make the files of one on disk.
+
+        :param size: of the machine's memory, in MiB.
+        :raises OSError: if there is no room for them.
+        """
+        for path in (self.memory, self.state):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            if path == self.memory:
+                os.truncate(fd, size << 20)
+            os.close(fd)
+
+    def copy_to(self, other: Snapshot) -> None:
+        """Copy the memory, but for its holes; the state is not needed for a machine to go on.
+
+        :raises OSError: if there is no room.
+        """
+        source = os.open(self.memory, os.O_RDONLY | os.O_CLOEXEC)
+        target = os.open(other.memory, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            end, at = os.fstat(source).st_size, 0
+            while at < end:
+                try:
+                    at = os.lseek(source, at, os.SEEK_DATA)
+                except OSError:
+                    break  # nothing but a hole is left
+                hole = os.lseek(source, at, os.SEEK_HOLE)
+                while at < hole:
+                    data = os.pread(source, min(hole - at, 8 << 20), at)
+                    at += os.pwrite(target, data, at)
+        finally:
+            os.close(source)
+            os.close(target)
+
+    def close(self) -> None:
+        """Give back what is in memory; what is on disk stays."""
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = ()
+
+
+@functools.cache
+def _dying_with_us() -> tuple[str, ...]:
+    """The beginning of a command line that ends when the thread that started it does.
+
+    prctl(2), PR_SET_PDEATHSIG: it survives exec, and is set by a program, since calling anything in
+    a fork of a process with threads may hang.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is not None:
+        return (setpriv, "--pdeathsig", "KILL", "--")
+    code = "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);os.execvp(sys.argv[1],sys.argv[1:])"
+    return (sys.executable, "-ISc", code)
+
+
+@dataclass
+class VirtualMachine:
+    """A running QEMU; :meth:`kill` ends it.
+
+    Start it from a thread that lives as long as it is to: it dies with that.
+
+    :ivar channel: the stream to what runs in the guest; the caller's to close after :meth:`kill`.
+    """
+
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+    _qmp: Qmp
+    _console: socket.socket
+    _tail: bytearray = field(default_factory=bytearray)
+
+    @classmethod
+    def boot(
+        cls, hardware: Hardware, memory: Snapshot, kernel: Path, initrd: Sequence[Path], append: str
+    ) -> VirtualMachine:
+        """Start a machine with a kernel; it can be saved as ``memory``.
+
+        :param initrd: the archives of the first file system, to be read one after the other.
+        :param append: words for the kernel's command line.
+        :raises VmError: if QEMU cannot be started.
+        """
+        joined = os.memfd_create("forkd-initrd")
+        try:
+            with open(joined, "wb", closefd=False) as file:
+                for path in initrd:
+                    data = path.read_bytes()
+                    file.write(data + bytes(-len(data) % 4))
+            more = ["-kernel", str(kernel), "-initrd", f"/proc/self/fd/{joined}"]
+            more += ["-append", f"{_APPEND} {append}".rstrip()]
+            machine = cls._start(hardware, memory, [joined], more, share=True)
+        finally:
+            os.close(joined)
+        machine._qmp.send("qmp_capabilities")
+        return machine
+
+    @classmethod
+    def restore(
+        cls, hardware: Hardware, snapshot: Snapshot, *, own: Snapshot | None = None
+    ) -> VirtualMachine:
+        """Begin to restore a machine; :meth:`wait_restored` ends that.
+
+        :param own: a copy of the snapshot's memory that the machine is to write to, so that it can
+            be saved there; without it, what it writes is its own and goes with it.
+        :raises VmError: if QEMU cannot be started.
+        """
+        try:
+            # Opened anew, as the position in it must not be shared with another clone.
+            state = os.open(snapshot.state, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise VmError(f"the snapshot cannot be read: {exc}") from exc
+        try:
+            memory = own or snapshot
+            machine = cls._start(
+                hardware, memory, [state], ["-incoming", "defer"], share=own is not None
+            )
+        finally:
+            os.close(state)
+        machine._qmp.send("qmp_capabilities")
+        machine._qmp.ignore_shared()
+        machine._qmp.send("migrate-incoming", uri=f"fd:{state}")
+        return machine
+
+    @classmethod
+    def _start(
+        cls,
+        hardware: Hardware,
+        memory: Snapshot,
+        fds: Sequence[int],
+        more: list[str],
+        *,
+        share: bool,
+    ) -> VirtualMachine:
+        pairs = {name: socket.socketpair() for name in ("channel", "console", "qmp")}
+        arguments = hardware.arguments(memory.memory, share=share)
+        for name, (_ours, theirs) in pairs.items():
+            arguments += ["-chardev", f"socket,id={name},fd={theirs.fileno()}"]
+        arguments += ["-mon", "chardev=qmp,mode=control", "-serial", "chardev:console"]
+        arguments += ["-device", "virtio-serial-pci,id=serial,max_ports=2"]
+        arguments += [
+            "-device",
+            f"virtserialport,bus=serial.0,nr=1,chardev=channel,name={CHANNEL_PORT}",
+        ]
+        inherited = [*fds, *memory.fds, *(theirs.fileno() for _ours, theirs in pairs.values())]
+        try:
+            process = subprocess.Popen(
+                [*_dying_with_us(), *arguments, *more],
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=pairs["console"][1].fileno(),
+                stderr=pairs["console"][1].fileno(),
+                start_new_session=True,  # Ctrl-C is not for it
+            )
+        except OSError as exc:
+            for ours, _theirs in pairs.values():
+                ours.close()
+            raise VmError(f"{hardware.qemu} cannot be started: {exc.strerror}.") from exc
+        finally:
+            for _ours, theirs in pairs.values():
+                theirs.close()
+        pairs["console"][0].setblocking(False)
+        return cls(process, pairs["channel"][0], Qmp(pairs["qmp"][0]), pairs["console"][0])
+
+    def wait_restored(self, timeout: float = _MIGRATE_TIMEOUT) -> None:
+        """Wait until a restored machine runs.
+
+        :param timeout: in seconds.
+        :raises VmError: if it does not.
+        """
+        with self._explained("restored"):
+            self._qmp.wait_for("RESUME", timeout)
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Save the devices' state; the memory is where it is. The machine must not go on: kill it.
+
+        :param snapshot: the one whose memory the machine writes to.
+        :raises VmError: if that fails.
+        """
+        fd = os.open(snapshot.state, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
+        try:
+            with self._explained("saved"):
+                self._qmp.ignore_shared()
+                self._qmp.send("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+                self._qmp.send_fd("state", fd)
+                # Not stopped before: what was stopped when it was saved is restored stopped.
+                self._qmp.migrate("fd:state", _MIGRATE_TIMEOUT)
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (QmpError, OSError, EOFError) as exc:
+            if isinstance(exc, (EOFError, ConnectionError)):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1)
+            reason = str(exc) if self.process.poll() is None else self.describe_end()
+            raise VmError(f"a virtual machine could not be {what}: {reason}") from exc
+
+    @property
+    def console_fd(self) -> int:
+        """The descriptor of the console, to be waited for."""
+        return self._console.fileno()
+
+    def read_console(self) -> None:
+        """Take what the guest has written to its console; it waits for no reader."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while data := self._console.recv(65536):
+                self._tail += data
+                del self._tail[:-_CONSOLE_BYTES]
+
+    def console(self, lines: int = 20) -> str:
+        """The last lines of the guest's console, and what QEMU has complained about."""
+        self.read_console()
+        text = self._tail.decode("utf-8", "replace").replace("\r", "")
+        printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+        return "\n".join(printable.strip().splitlines()[-lines:])
+
+    def describe_end(self) -> str:
+        """How QEMU ended, in words."""
+        status = self.process.poll()
+        if status is None:
+            return "QEMU is still running"
+        console = self.console()
+        if "Kernel panic" in console:
+            return "the guest's kernel panicked"
+        complaints = [line for line in console.splitlines() if line.startswith(_COMPLAINTS)]
+        if status and complaints:
+            return complaints[0]
+        if status < 0:
+            with contextlib.suppress(ValueError):
+                return f"QEMU was ended by {signal.Signals(-status).name}"
+        return (
+            "the guest switched itself off" if status == 0 else f"QEMU ended with status {status}"
+        )
+
+    def kill(self) -> None:
+        """End it at once; safe to call twice. The console can still be read."""
+        if self.process.poll() is None:
+            self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_KILL_TIMEOUT)
+        self._qmp.close()
+        self.read_console()
+        if self._console.fileno() >= 0:
+            self._console.close()

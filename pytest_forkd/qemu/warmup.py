@@ -1,0 +1,242 @@
+"""Makes the snapshot that workers' machines are clones of: boots a guest and has it preload."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pytest_forkd.backends.base import BackendError
+from pytest_forkd.qemu.accelerator import (
+    Accelerator,
+    find_accelerator,
+    find_qemu,
+    qemu_version,
+)
+from pytest_forkd.qemu.cpio import archive
+from pytest_forkd.qemu.image import BOOTED_MARK, INITRD, ROOT_IMAGE, Progress, build_image
+from pytest_forkd.qemu.kernel import Kernel, find_kernel
+from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.vm import CHANNEL_PORT, Hardware, Snapshot, VirtualMachine
+from pytest_forkd.snapshots.plan import Plan
+
+__all__ = ["DEFAULT_MEMORY", "Base", "check_memory", "find_base", "warm_snapshot"]
+
+#: MiB of a guest, unless told otherwise. What it does not use costs nothing.
+DEFAULT_MEMORY = 1024
+#: Seconds for a guest to boot: in emulation, on a busy machine, a hundred times what KVM takes.
+_BOOT_TIMEOUT = 120.0
+#: Seconds for it to import what is to be preloaded; in emulation, imports are 20 times slower.
+_PRELOAD_TIMEOUT = 900.0
+_POLL = 0.02
+_READY = '{"ready": true}'
+#: Grows when snapshots that are made differently must not be taken for those of before.
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a snapshot is made of.
+
+    :ivar image: the entry of the root image.
+    :ivar version: what QEMU says it is.
+    """
+
+    hardware: Hardware
+    image: Entry
+    kernel: Kernel
+    accelerator: Accelerator
+    version: str
+
+
+def find_base(
+    store: Store,
+    *,
+    memory: int = DEFAULT_MEMORY,
+    cpus: int = 1,
+    kernel: str | None = None,
+    include: Iterable[str] = (),
+    network: bool = False,
+    project: str | None = None,
+    progress: Progress = lambda stage, part: None,
+) -> Base:
+    """QEMU, a kernel and an image of this environment, which is built if there is none.
+
+    :param memory: of a guest, in MiB.
+    :param cpus: of a guest.
+    :param kernel: a file, if one was asked for.
+    :param include: paths and commands to add to the image.
+    :param network: whether guests reach the network.
+    :param project: the root of what is sent before each run.
+    :raises BackendError: if something is missing, or cannot be built.
+    """
+    qemu = find_qemu()
+    found = find_kernel(store, kernel)
+    image = build_image(store, found, include, project, progress)
+    accelerator = find_accelerator(store, qemu, found, image.path / INITRD)
+    hardware = Hardware(qemu, accelerator.name, memory, cpus, image.path / ROOT_IMAGE, network)
+    return Base(hardware, image, found, accelerator, qemu_version(qemu))
+
+
+def warm_snapshot(
+    store: Store, base: Base, plan: Plan, progress: Progress = lambda stage, part: None
+) -> Entry:
+    """A snapshot whose parent has imported what ``plan`` says: one that is kept, or a new one.
+
+    One that has imported more will do, as long as nothing of that is the project's own.
+
+    :raises BackendError: if it cannot be made.
+    """
+    plan = replace(plan, scan=None, cwd="/", path=[])  # the guest has no project yet
+    key = _key(base, plan)
+    wanted = set(plan.learnt)
+    project = plan.project.partition("|")[0]
+    kept = [e for e in store.entries() if e.kind == "snapshots" and e.name.startswith(f"{key}-")]
+    for entry in kept:
+        modules = entry.meta.get("modules", ())
+        foreign = {name.partition(".")[0] for name in modules}.intersection(plan.exclude)
+        if wanted.issubset(modules) and not foreign:
+            return entry
+    name = f"{key}-{_hash([sorted(wanted), project])[:8]}"
+
+    def build(folder: Path) -> dict[str, Any]:
+        _warm_up(folder, base, plan, progress)
+        return {
+            "modules": sorted(wanted),
+            "preload": plan.preload,
+            "project": project,
+            "image": base.image.name,
+            "accelerator": base.accelerator.name,
+            "memory": base.hardware.memory,
+        }
+
+    made = store.build("snapshots", name, build)
+    for entry in kept:
+        if entry.meta.get("project") == project and entry.name != name:
+            with contextlib.suppress(OSError):
+                store.remove(entry)  # the project needs more now
+    return made
+
+
+def _key(base: Base, plan: Plan) -> str:
+    """What a snapshot depends on, beside the modules that it has learnt to import."""
+    arguments = base.hardware.arguments("memory", share=False)
+    state = [
+        _FORMAT,
+        # Made again, an image is another one, whose blocks a guest may remember elsewhere.
+        [base.image.name, base.image.meta.get("built")],
+        base.kernel.identity(),
+        base.version,
+        arguments,
+        _cpu() if base.accelerator.name == "kvm" else "",
+        plan.preload,
+    ]
+    return _hash(state)[:16]
+
+
+def _hash(state: Any) -> str:
+    return hashlib.sha256(json.dumps(state).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _cpu() -> str:
+    """With KVM, the guest has this processor; a snapshot does not move to another one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
+    except OSError:
+        return ""
+    return "\n".join(re.findall(r"^(?:model name|flags|microcode)\s*:.*", text, re.MULTILINE))
+
+
+def _warm_up(folder: Path, base: Base, plan: Plan, progress: Progress) -> None:
+    """Boot, preload and save; into an empty directory of the store."""
+    given = folder / "given.cpio"
+    given.write_bytes(_given(plan))
+    snapshot = Snapshot.in_folder(folder)
+    snapshot.create(base.hardware.memory)
+    progress("boot", 0.0)
+    vm = VirtualMachine.boot(
+        base.hardware, snapshot, base.kernel.image, [base.image.path / INITRD, given], ""
+    )
+    try:
+        _wait_for(vm, BOOTED_MARK, _BOOT_TIMEOUT, "boot", "did not boot", progress)
+        _wait_for(vm, _READY, _PRELOAD_TIMEOUT, "warm-up", "did not get ready", progress)
+        progress("snapshot", 0.0)
+        vm.save(snapshot)
+    finally:
+        vm.kill()
+        vm.channel.close()
+    given.unlink()
+    progress("snapshot", 1.0)
+
+
+def _wait_for(
+    vm: VirtualMachine, text: str, timeout: float, stage: str, what: str, progress: Progress
+) -> None:
+    begin = time.monotonic()
+    while text not in vm.console(1000):
+        passed = time.monotonic() - begin
+        if vm.process.poll() is not None:
+            vm.read_console()
+            raise BackendError(
+                f"the guest {what}: {vm.describe_end()}. Its console's last lines:\n{vm.console()}"
+            )
+        if passed > timeout:
+            raise BackendError(
+                f"the guest {what} within {timeout:g} seconds. Its console's last lines:\n"
+                f"{vm.console()}"
+            )
+        # Nobody knows how long it takes: half of the bar in the first ten seconds, and so on.
+        progress(stage, passed / (passed + 10.0))
+        time.sleep(_POLL)
+    progress(stage, 1.0)
+
+
+def _given(plan: Plan) -> bytes:
+    """What is unpacked into the guest's first file system beside what the image comes with."""
+    python = shlex.quote(sys.executable)
+    start = (
+        f"exec {python} -m pytest_forkd.parent --ready-json --rehearse "
+        f"--port {CHANNEL_PORT} --plan /run/given/plan.json\n"
+    )
+    file = stat.S_IFREG | 0o644
+    return archive(
+        {
+            "given": (stat.S_IFDIR | 0o755, b""),
+            "given/start": (file, start.encode("utf-8", "surrogateescape")),
+            "given/plan.json": (file, json.dumps(asdict(plan)).encode("ascii")),
+        }
+    )
+
+
+def check_memory(workers: int, memory: int) -> None:
+    """Refuse more guests than there is memory for.
+
+    :raises BackendError: if there is not even the least that guests use.
+    """
+    least = min(memory, 128)
+    available = _available()
+    if available is not None and workers * least > available:
+        raise BackendError(
+            f"{workers} guests need at least {workers * least} MiB of memory, of which "
+            f"{available} MiB are available.\nUse fewer workers (--forkd-workers)."
+        )
+
+
+def _available() -> int | None:
+    """MiB that can be used without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) // 1024
+    except (OSError, ValueError):
+        pass
+    return None

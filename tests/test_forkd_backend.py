@@ -1,0 +1,194 @@
+"""Workers in machines of a forkd daemon, the stand-in: outcomes, warm levels, loss of machines."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
+
+from tests.conftest import Runner
+from tests.forkd_fixtures import TAG, WARMUP
+from tests.standin.fixture import StandIn
+from tests.test_parity import Outcome, check_outcome, run_suite
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Outcome]:
+    """The run to compare with, made once."""
+    return {}
+
+
+@pytest.mark.parametrize("workers", [1, 4, 8])
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_machines_have_the_outcomes_of_a_plain_run(
+    pytester: pytest.Pytester,
+    run: Runner,
+    forkd: Runner,
+    known: dict[str, Outcome],
+    workers: int,
+    warm: str,
+) -> None:
+    """The suite of the process backend's parity test."""
+    if "plain" not in known:
+        known["plain"] = run_suite(pytester, run, runner="plain")
+        (pytester.path / "records").unlink()
+    outcome = run_suite(pytester, forkd, f"--forkd-warm={warm}", workers=workers)
+    check_outcome(outcome, known["plain"])
+
+
+# -- where tests run ---------------------------------------------------------------------------
+
+
+def test_tests_run_in_guests_with_an_environment_of_their_own(
+    pytester: pytest.Pytester, forkd: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not known to be harmless stays here, the token above all."""
+    for name in ("SECRET", "FORKD_TOKEN", "PYTEST_FORKD_SOCKET", "API_HOST", "TZ"):
+        monkeypatch.setenv(name, "from-here")
+    pytester.makeini("[pytest]\nforkd_env =\n  API_*\n  FORKD_*\n")
+    pytester.makepyfile(
+        """
+        import os, time
+        def test_where():
+            assert os.path.exists("/run/pytest-forkd.socket")
+            assert os.environ["PYTEST_XDIST_WORKER"] == "gw0"
+        def test_environment():
+            assert os.environ["API_HOST"] == os.environ["TZ"] == "from-here"
+            assert time.tzname[0] == "from"
+            assert "SECRET" not in os.environ
+            assert "FORKD_TOKEN" not in os.environ
+            assert "PYTEST_FORKD_SOCKET" not in os.environ
+            assert "STANDIN_CONTROL" in os.environ  # the guest's own
+        """
+    )
+    forkd(workers=1).assert_outcomes(passed=2)
+
+
+def test_there_are_no_more_machines_than_tests(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Where the collection is known before they are made."""
+    pytester.makepyfile("def test_a(): pass\ndef test_b(): pass")
+    before = daemon.log.read_text().count("/branch HTTP")
+    deleted = daemon.log.read_text().count('"DELETE /v1/sandboxes')
+    result = forkd("--forkd-warm=collection", workers=8)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [f"forkd: 8 workers, forkd backend, *{TAG}*", "2 workers [[]2 items[]]"]
+    )
+    assert daemon.log.read_text().count("/branch HTTP") == before + 1
+    assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3
+
+
+# -- warm level auto ---------------------------------------------------------------------------
+
+
+def test_a_short_collection_is_not_shared_the_next_time(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Branching takes longer; and as soon as it has become long, it is shared again."""
+    pytester.makepyfile(test_it="def test_a(): pass\ndef test_b(): pass")
+
+    def branches() -> int:
+        return daemon.log.read_text().count("/branch HTTP")
+
+    before = branches()
+    for expected in (1, 1):  # unknown, so it is shared; then it is known to be short
+        forkd().assert_outcomes(passed=2)
+        assert branches() == before + expected
+    (pytester.path / "test_it.py").write_text("import time; time.sleep(1.2)\ndef test_a(): pass\n")
+    for expected in (1, 2):  # it is noticed to have become long
+        forkd().assert_outcomes(passed=1)
+        assert branches() == before + expected
+
+
+def test_a_suite_that_cannot_share_its_collection(pytester: pytest.Pytester, forkd: Runner) -> None:
+    """One line says why, and each machine collects."""
+    pytester.makeconftest("import os; NAME = os.environ.get('PYTEST_XDIST_WORKER')")
+    pytester.makepyfile(
+        """
+        import conftest, pytest
+        @pytest.mark.parametrize("i", range(4))
+        def test_it(i, worker_id):
+            assert conftest.NAME == worker_id
+        """
+    )
+    result = forkd(workers=2)
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["forkd: each worker collects for itself: *(conftest.py:1)"])
+
+
+# -- the working tree --------------------------------------------------------------------------
+
+
+def test_what_the_snapshot_has_is_made_what_is_here(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Added, changed and deleted files, links, modes; what is excluded stays."""
+    root = pytester.path
+    pytester.makepyfile(helper="VALUE = 'old'", gone="import nothing_like_that")
+    pytester.makepyfile(test_gone="def test_gone(): assert 0")
+    (root / "data").mkdir()
+    (root / "data" / "big").write_text("of the snapshot")
+    daemon.boot("project", WARMUP, {str(root): str(root)})
+    for name in ("gone.py", "test_gone.py"):
+        (root / name).unlink()
+    (root / "data" / "big").write_text("of the working tree")
+    (root / "helper.py").write_text("VALUE = 'new'")
+    (root / "ä b\n.txt").write_text("odd")
+    (root / "link").symlink_to("helper.py")
+    (root / "script").write_text("#!/bin/sh\n")
+    (root / "script").chmod(0o755)
+    pytester.makeini("[pytest]\nforkd_sync_exclude = data/big\n")
+    pytester.makepyfile(
+        test_tree="""
+        import helper, os, pathlib
+        here = pathlib.Path(__file__).parent
+        def test_tree():
+            assert helper.VALUE == "new"
+            assert (here / "ä b\\n.txt").read_text() == "odd"
+            assert os.readlink(here / "link") == "helper.py"
+            assert os.access(here / "script", os.X_OK)
+            assert not (here / "gone.py").exists()
+            assert (here / "data" / "big").read_text() == "of the snapshot"
+        def test_writes():
+            (here / "helper.py").write_text("in the guest only")
+        """
+    )
+    for warm in ("collection", "imports"):
+        forkd(f"--forkd-warm={warm}", tag="project", workers=2).assert_outcomes(passed=2)
+    assert (root / "helper.py").read_text() == "VALUE = 'new'"
+    result = forkd("--no-forkd-sync", tag="project", workers=2)
+    result.stdout.fnmatch_lines(["*test_gone.py*"])
+    daemon_delete(daemon, "project")
+
+
+def test_a_snapshot_with_other_dependencies_is_refused(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """With how to build it anew; unless the user insists."""
+    pytester.makepyfile("def test_it(): pass")
+    requirements = pytester.path / "requirements.txt"
+    requirements.write_text("numpy==1\n")
+    daemon.boot("stale", WARMUP, {str(pytester.path): str(pytester.path)})
+    forkd(tag="stale").assert_outcomes(passed=1)
+    requirements.write_text("numpy==2\n")
+    for warm in ("collection", "imports"):
+        result = forkd(f"--forkd-warm={warm}", tag="stale", workers=3)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            [
+                "ERROR: pytest-forkd: the snapshot is stale: requirements.txt*",
+                "Build it anew: pytest-forkd snapshot build*",
+                "*--forkd-allow-stale",
+            ]
+        )
+    forkd("--forkd-allow-stale", tag="stale").assert_outcomes(passed=1)
+    daemon_delete(daemon, "stale")
+
+
+def daemon_delete(daemon: StandIn, tag: str) -> None:
+    from pytest_forkd.forkd.client import Client
+
+    with Client(daemon.url) as client:
+        assert client.delete_snapshot(tag)

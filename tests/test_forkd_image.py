@@ -162,15 +162,23 @@ def test_a_guest_has_a_ready_parent_and_the_project(
     before = images()
     (project / "Dockerfile").write_text(f"FROM {base}\n")
     result = snapshot_build(
-        project, "--dockerfile", "Dockerfile", "--preload", "filelock", "--forkd-arg", str(project)
+        project,
+        "--dockerfile",
+        "Dockerfile",
+        "--preload",
+        "filelock",
+        "--writable",
+        "/var/data",
+        "--forkd-arg",
+        str(project),
     )
     assert result.returncode == 0, result.stderr
     status, out, err = json.loads((tmp_path / "record").read_text())
     assert status == 0, err
     recipe, ready, rest = out.splitlines()
     assert recipe == (
-        'FORKD_WARMUP_CMD="/usr/local/bin/python3 -m pytest_forkd.parent --ready-json '
-        '--plan /etc/pytest-forkd/plan.json"'
+        'FORKD_WARMUP_CMD="/usr/local/bin/python3 -m pytest_forkd.parent --ready-json --rehearse '
+        f'--plan /etc/pytest-forkd/plan.json --in-memory {project} --in-memory /var/data"'
     )
     assert json.loads(ready) == {"ready": True}
     assert rest.endswith("site-packages/pytest_forkd/__init__.py ['Dockerfile', 'test_it.py']")

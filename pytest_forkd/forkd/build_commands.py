@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["add_build_options", "check_tag", "connect_all", "find_snapshot", "run_build"]
 
 #: Options of ``build`` that say what is in the image, by their names in ``Wishes``.
-_WISHES = ("image", "dockerfile", "requirements", "extras", "groups", "preload", "tests")
+_WISHES = (
+    "image",
+    "dockerfile",
+    "requirements",
+    "extras",
+    "groups",
+    "preload",
+    "tests",
+    "writable",
+)
 #: Seconds that forkd may wait for a guest to boot.
 _MAX_BOOT_WAIT = 60
 
@@ -35,6 +44,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
         "--group": ("NAME", "install this dependency group of the project"),
         "--preload": ("MODULE", "have the parent import this module"),
         "--tests": ("PATH", "have the parent import what test files there import"),
+        "--writable": ("DIR", "let tests write to this directory of a guest"),
     }
     for name, (metavar, text) in several.items():
         parser.add_argument(

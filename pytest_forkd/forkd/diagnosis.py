@@ -41,7 +41,8 @@ _PING_LIMIT = 20.0
 _ABOUT = (
     "(__import__('platform').release(), __import__('platform').python_version(),"
     " __import__('importlib.util').util.find_spec('pytest_forkd') is not None"
-    " and __import__('pytest_forkd').__version__)"
+    " and __import__('pytest_forkd').__version__,"
+    " bool(__import__('os').statvfs('/').f_flag & __import__('os').ST_RDONLY))"
 )
 
 
@@ -313,11 +314,23 @@ def _look_into(client: object, sandbox: str, started: float) -> Iterator[Check]:
         yield Check("parent", "ok", "ready in the snapshot")
     answer = client.eval(sandbox, _ABOUT)
     try:
-        kernel, python, version = ast.literal_eval(answer.result or "")
+        about = ast.literal_eval(answer.result or "")
+        if not isinstance(about, tuple):
+            raise TypeError("no tuple")
+        kernel, python, version, read_only = about
         numbers = tuple(int(each) for each in re.findall(r"\d+", str(kernel))[:2])
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         yield Check("guest", "problem", f"it cannot be looked into: {answer.error}")
         return
+    if read_only is True:
+        yield Check("guest disk", "ok", "read-only; what is written is in each guest's memory")
+    else:
+        yield Check(
+            "guest disk",
+            "warning",
+            "all guests of forkd share one disk, and can write to it: two that do damage it",
+            "pytest-forkd snapshot build makes snapshots in which it is read-only",
+        )
     if numbers < _RESEEDS:
         yield Check(
             "guest kernel",

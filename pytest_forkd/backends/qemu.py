@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import select
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -324,6 +325,17 @@ class QemuBackend(MachinesBackend):
         if failures:
             name, why = next(iter(failures.items()))
             raise MachineError(f"the guest's parent could not import {name!r}: {why}")
+
+    def _worker_said(self, entry: Any, name: str, value: dict[str, Any]) -> None:
+        if name == "exit" and value["status"] & 0x7F == signal.SIGKILL:
+            # Nobody in the guest can tell who did it; the kernel says it to the console.
+            assert self._host is not None
+            vm = self._host.vm(entry.place.name)
+            console = "" if vm is None else vm.console()
+            if (at := console.rfind(_OUT_OF_MEMORY)) >= 0:
+                line = console[at:].partition("\n")[0]
+                value = {**value, "err": f"{value['err']}\nThe guest's kernel: {line}\n"}
+        super()._worker_said(entry, name, value)
 
     def _all_hosts(self) -> list[Host]:
         return [] if self._host is None else [self._host]

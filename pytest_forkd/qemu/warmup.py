@@ -182,17 +182,18 @@ def _wait_for(
     vm: VirtualMachine, text: str, timeout: float, stage: str, what: str, progress: Progress
 ) -> None:
     begin = time.monotonic()
-    while text not in vm.console(1000):
+    while text not in vm.console():
         passed = time.monotonic() - begin
         if vm.process.poll() is not None:
             vm.read_console()
             raise BackendError(
-                f"the guest {what}: {vm.describe_end()}. Its console's last lines:\n{vm.console()}"
+                f"the guest {what}: {vm.describe_end()}. Its console's last lines:\n"
+                f"{vm.console(20)}"
             )
         if passed > timeout:
             raise BackendError(
                 f"the guest {what} within {timeout:g} seconds. Its console's last lines:\n"
-                f"{vm.console()}"
+                f"{vm.console(20)}"
             )
         # Nobody knows how long it takes: half of the bar in the first ten seconds, and so on.
         progress(stage, passed / (passed + 10.0))

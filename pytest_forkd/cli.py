@@ -1,4 +1,4 @@
-"""The pytest-forkd command: which parents are kept, and an end to them."""
+"""The pytest-forkd command: kept parents, and what forkd daemons have and keep for us."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pytest_forkd.channel.frames import FrameError, FrameSocket
+from pytest_forkd.forkd.commands import add_commands
+from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.snapshots.store import Store, StoreError
+from pytest_forkd.tables import duration, print_table
 
 __all__ = ["main"]
 
@@ -42,13 +45,27 @@ def main(argv: list[str] | None = None) -> int:
     )
     stop.add_argument("--all", action="store_true", help="end every kept parent of this user")
     stop.set_defaults(run=_stop)
+    add_commands(commands)
     add_image_commands(commands)
     options = parser.parse_args(argv)
     if options.run is None:
         parser.print_help()
         return 0
     run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+    try:
+        return run(options)
+    except ForkdError as exc:
+        print(f"pytest-forkd: {exc}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as exc:
+        if exc.name != "httpx":
+            raise
+        print(
+            "pytest-forkd: this needs httpx; install it with: "
+            "python -m pip install 'pytest-forkd[forkd]'",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -63,7 +80,7 @@ def _status(options: argparse.Namespace) -> int:
     if not rows and not failures:
         print("no parent is kept")
     elif rows:
-        _print_table(["PID", "AGE", "LAST USE", "MEMORY", "MODULES", "SUITE", "PACKAGES"], rows)
+        print_table(["PID", "AGE", "LAST USE", "MEMORY", "MODULES", "SUITE", "PACKAGES"], rows)
     return int(failures > 0)
 
 
@@ -71,8 +88,8 @@ def _row(status: dict[str, Any]) -> list[str]:
     runs = status["runs"]
     return [
         str(status["pid"]),
-        _duration(status["age"]),
-        f"in use ({runs})" if runs else f"{_duration(status['idle'])} ago",
+        duration(status["age"]),
+        f"in use ({runs})" if runs else f"{duration(status['idle'])} ago",
         _memory(status["pid"]),
         str(status["modules"]),
         status["project"].partition("|")[0],
@@ -171,20 +188,6 @@ def _memory(pid: int) -> str:
     except OSError:
         pass
     return "?"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _print_table(heads: list[str], rows: list[list[str]]) -> None:
-    widths = [max(len(line[i]) for line in [heads, *rows]) for i in range(len(heads))]
-    for line in [heads, *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print("  ".join(cells).rstrip())
 
 
 if __name__ == "__main__":

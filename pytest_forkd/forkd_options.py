@@ -42,7 +42,8 @@ def add_options(parser: pytest.Parser) -> None:
         "--forkd-tag",
         dest="forkd_tag",
         metavar="TAG",
-        help="Snapshot that machines are restored from. Ini value: forkd_tag.",
+        help="Snapshot that machines are restored from; by default the one that 'pytest-forkd "
+        "snapshot build' makes for the project as it is. Ini value: forkd_tag.",
     )
     group.addoption(
         "--forkd-netns",
@@ -115,31 +116,31 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
     :raises pytest.UsageError: on a value that makes no sense.
     """
     from pytest_forkd.backends.forkd import ForkdSettings
-    from pytest_forkd.forkd.access import DEFAULT_URL, URL_VARIABLE, parse_url, read_token
+    from pytest_forkd.forkd.access import read_token, read_urls
+    from pytest_forkd.forkd.built import choose_tag
     from pytest_forkd.forkd.errors import ForkdError
 
     def asked(name: str) -> tuple[Any, str]:
         return _asked(config, namespace, name)
 
-    urls, source = asked("forkd_url")
-    if not urls:
-        urls, source = [os.environ.get(URL_VARIABLE) or DEFAULT_URL], URL_VARIABLE
     tag, _source = asked("forkd_tag")
-    if not tag:
-        raise pytest.UsageError(
-            "--forkd-backend=forkd: which snapshot? Give --forkd-tag, or the ini value forkd_tag.\n"
-            "'pytest-forkd snapshot list' shows those there are, 'pytest-forkd snapshot build' "
-            "makes one."
-        )
     token_file, _source = asked("forkd_token_file")
     ca, _source = asked("forkd_ca")
     try:
-        # Each once: a daemon that is named twice would get its workers twice.
-        unique = tuple(dict.fromkeys(parse_url(url, source) for url in urls))
+        urls = read_urls(*asked("forkd_url"), os.environ)
+        if not tag:
+            choice = choose_tag(str(config.rootpath))
+            if choice.stale is not None and not namespace.forkd_allow_stale:
+                raise ForkdError(
+                    f"the snapshot is stale: {choice.tag}: {choice.stale}.\nBuild it anew: "
+                    f"pytest-forkd snapshot build --force --tag {choice.tag}\n"
+                    "or use it all the same: --forkd-allow-stale"
+                )
+            tag = choice.tag
     except ForkdError as exc:
         raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
     return ForkdSettings(
-        urls=unique,
+        urls=tuple(urls),
         tag=str(tag),
         token=lambda: read_token(token_file, os.environ),
         token_file=token_file,

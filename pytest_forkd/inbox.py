@@ -7,6 +7,7 @@ the session. An event that no worker of ours would send ends that worker and tou
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from pytest_forkd.session import ForkdSession
 
 __all__ = ["Inbox"]
+
+
+#: Events that a worker may send before the next test begins: reports of subtests, warnings.
+_MAX_CHATTER = 500_000
 
 
 class BadEvent(Exception):
@@ -71,6 +76,10 @@ class Inbox:
 
     def dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
         """Handle events, up to the first bad one."""
+        node.chatter += len(events)
+        if node.chatter > _MAX_CHATTER:
+            node.broke_protocol(f"more than {_MAX_CHATTER} events without another test")
+            return
         for name, *args in events:
             handler, fewest, most = self._handlers.get(name, _UNKNOWN)
             try:
@@ -103,7 +112,8 @@ class Inbox:
             raise BadEvent(f"it was not given {nodeid!r}")
         if node.running is not None:
             raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
-        node.given.discard(index)
+        del node.given[index]
+        node.chatter = 0
         node.running = index
         node.begun.add(index)
         node.location = location = _location(location)
@@ -236,6 +246,7 @@ class Inbox:
     def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
         if not isinstance(workerinfo, dict):
             raise BadEvent("no information about the worker")
+        node.ready_at = time.monotonic()
         workerinfo["version_info"] = tuple(workerinfo.get("version_info", ()))
         sched = self._session.sched
         if self.workers_collect and sched is not None and sched.collection_is_completed:
@@ -253,6 +264,7 @@ class Inbox:
         ids = [_text(nodeid) for nodeid in ids]
         if self.ids is None:
             self.ids = ids
+            self._session.memory.remember_seconds(time.monotonic() - node.ready_at)
         if fixtures is not None and ids == self.ids:
             self.take_fixtures(fixtures)
         node.ids = self.ids if ids == self.ids else ids
@@ -267,7 +279,8 @@ class Inbox:
             self.nodeid(node, index)
             if index not in node.given:
                 raise BadEvent(f"item {index} is not its to give back")
-        node.given.difference_update(indices)
+        for index in indices:
+            node.given.pop(index, None)
         self._session.worker_unscheduled(node, indices)
 
     def _on_interrupted(

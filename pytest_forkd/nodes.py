@@ -59,7 +59,11 @@ class ForkdWorkerController(WorkerController):
         self.internal_error = False
         #: The indices of the items that it has begun, and of those that it may begin.
         self.begun: set[int] = set()
-        self.given: set[int] = set()
+        self.given: dict[int, None] = {}
+        #: When its session began, by ``time.monotonic()``.
+        self.ready_at = 0.0
+        #: How many events it has sent since it has begun a test.
+        self.chatter = 0
         #: Index and location of the item that is running, as far as the worker has told.
         self.running: int | None = None
         self.location: Any = None
@@ -162,12 +166,12 @@ class ForkdWorkerController(WorkerController):
                 self.sendcommand("regain", indices=again)
                 self._taken.difference_update(again)
                 self._regained.update(again)
-        self.given.update(indices)
+        self.given.update(dict.fromkeys(indices))
         super().send_runtest_some(list(indices))
 
     def send_runtest_all(self) -> None:
         """Queue all items."""
-        self.given.update(range(len(self.ids or ())))
+        self.given.update(dict.fromkeys(range(len(self.ids or ()))))
         super().send_runtest_all()
 
     def send_steal(self, indices: Any) -> None:
@@ -192,7 +196,8 @@ class ForkdWorkerController(WorkerController):
         # that is read now, and the session takes no test back that stands in it.
         self.gateway.drain()
         self._taken.update(taken)
-        self.given.difference_update(taken)
+        for index in taken:
+            self.given.pop(index, None)
         self.notify_inproc("unscheduled", node=self, indices=taken)
 
     # -- what comes back -----------------------------------------------------------------------

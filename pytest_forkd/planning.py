@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 from _pytest.cacheprovider import Cache
 
 from pytest_forkd.settings import Settings
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.snapshots.plan import Plan, own_packages
 from pytest_forkd.warm import MODULES_KEY, Modules
 
 __all__ = ["make_plan"]
-
-#: Where a project keeps its own packages, below its root directory.
-_SOURCE_FOLDERS = ("", "src", "lib", "python")
 
 
 def make_plan(config: pytest.Config, namespace: Any, settings: Settings) -> Plan:
@@ -28,7 +24,7 @@ def make_plan(config: pytest.Config, namespace: Any, settings: Settings) -> Plan
     :param namespace: the options as parsed so far.
     """
     known = _remembered(config, namespace)
-    exclude = _own_packages(config.rootpath, namespace)
+    exclude = own_packages(config.rootpath, getattr(namespace, "cov_source", None) or ())
     directory = config.invocation_params.dir
     scan = None
     if not known.complete:
@@ -57,21 +53,3 @@ def _remembered(config: pytest.Config, namespace: Any) -> Modules:
         text = (folder / "v" / MODULES_KEY).read_text("utf-8")
         return Modules.from_json(json.loads(text))
     return Modules()
-
-
-def _own_packages(root: Path, namespace: Any) -> set[str]:
-    """Names of what may be the project's own modules: they may be installed like any others.
-
-    They are never imported early: their import is part of what is tested and measured.
-    """
-    names = set()
-    for folder in _SOURCE_FOLDERS:
-        with contextlib.suppress(OSError), os.scandir(root / folder) as entries:
-            for entry in entries:
-                name = entry.name.partition(".")[0]
-                if name.isidentifier():
-                    names.add(name)
-    for source in getattr(namespace, "cov_source", None) or ():
-        if isinstance(source, str):
-            names.add(source.partition(".")[0])
-    return names

@@ -36,6 +36,8 @@ __all__ = ["ForkdSession"]
 
 #: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
 _SERVER_GRACE = 0.02
+#: Machines that may end in the middle of nothing, as far as is known.
+_MAX_UNEXPLAINED = 2
 
 
 class CollectorLost(RuntimeError):
@@ -62,13 +64,14 @@ class ForkdSession(DSession):
         self.memory = WarmMemory(config)
         #: The warm level in use: ``collection`` or ``imports``; ``None`` until it is settled.
         self.level: str | None = None
-        self._recalled = self.memory.recall(settings.warm)
+        self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
         self._level_asked = self._recalled.level
         self._plan = plan
         self._modules = self._recalled.modules
         self._warm_answer: dict[str, Any] | None = None
         self.inbox = Inbox(self)
         self._collector_losses = 0
+        self._unexplained = 0
         self._exit: Exception | None = None
         self.durations = Durations(None, self.warn)
         # Workers append to a log file that the controller has open, too.
@@ -122,7 +125,9 @@ class ForkdSession(DSession):
         super().pytest_sessionfinish()
         self.backend.close()
         for line in self.backend.leftovers():
-            self.warn(line)
+            # No warning: after an internal error there is no summary to show it.
+            if self.terminal:
+                self.terminal.write_line(f"forkd: {line}")
         self.durations.save(self.inbox.ids or ())
 
     def _begin(self, level: str) -> None:
@@ -246,6 +251,7 @@ class ForkdSession(DSession):
         self.inbox.take_fixtures(warm.get("fixtures"))
         warn_about(warm["findings"], self.config)
         self._learn(warm["modules"], complete=True)
+        self.memory.remember_seconds(warm["seconds"])
         self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes
@@ -369,6 +375,13 @@ class ForkdSession(DSession):
         self._clone_node(node)
 
     def _take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
+        end = node.end
+        if end is not None and end.abrupt and not end.blameless and node.running is None:
+            # It may have begun a test and not been heard. Once that is chance; if it happens again
+            # and again, the first test that it was to run is blamed, or this would never end.
+            self._unexplained += 1
+            if self._unexplained > _MAX_UNEXPLAINED and node.given:
+                node.running = next(iter(node.given))
         running = None if node.running is None else self.inbox.nodeid(node, node.running)
         return take_out(self.sched, node, running)
 

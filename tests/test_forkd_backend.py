@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from tests.conftest import Runner
+from tests.forkd_fixtures import TAG, WARMUP
 from tests.standin.fixture import StandIn
 from tests.test_parity import Outcome, check_outcome, run_suite
-
-TAG = "base"
-WARMUP = {"FORKD_WARMUP_CMD": "python3 -m pytest_forkd.parent --ready-json"}
-
-ForkdRunner = Callable[..., pytest.RunResult]
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
-    """A daemon with a snapshot, whose guests have nothing of the suites that tests write."""
-    with StandIn(tmp_path_factory.mktemp("daemon")) as daemon:
-        daemon.boot(TAG, WARMUP, {str(tmp_path_factory.getbasetemp()): None})
-        yield daemon
-
-
-@pytest.fixture(autouse=True)
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs write down what they have made at daemons."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state" / "pytest-forkd" / "forkd"
-
-
-def options(*daemons: StandIn, tag: str = TAG) -> list[str]:
-    """What makes a run use these daemons."""
-    return [
-        "--forkd-backend=forkd",
-        f"--forkd-tag={tag}",
-        *(f"--forkd-url={each.url}" for each in daemons),
-    ]
-
-
-def assert_nothing_is_left(records: Path, *daemons: StandIn) -> None:
-    """No sandbox, no branch, no record of any."""
-    for daemon in daemons:
-        assert daemon.get("/v1/sandboxes") == []
-        assert not [each["tag"] for each in daemon.get("/v1/snapshots") if "run" in each["tag"]]
-    assert [path.name for path in records.glob("*.json")] == []
-
-
-@pytest.fixture
-def forkd(run: Runner, daemon: StandIn, records: Path) -> Iterator[Runner]:
-    """Run the suite in the test's directory in machines of the daemon."""
-
-    def forkd(*args: str | Path, tag: str = TAG, **kwargs: object) -> pytest.RunResult:
-        return run(*options(daemon, tag=tag), *args, **kwargs)
-
-    yield forkd
-    assert_nothing_is_left(records, daemon)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +74,121 @@ def test_there_are_no_more_machines_than_tests(
     result = forkd("--forkd-warm=collection", workers=8)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
-        ["created: 2/2 workers", f"forkd: 8 workers, forkd backend, *{TAG}*"]
+        [f"forkd: 8 workers, forkd backend, *{TAG}*", "2 workers [[]2 items[]]"]
     )
     assert daemon.log.read_text().count("/branch HTTP") == before + 1
     assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3
+
+
+# -- warm level auto ---------------------------------------------------------------------------
+
+
+def test_a_short_collection_is_not_shared_the_next_time(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Branching takes longer; and as soon as it has become long, it is shared again."""
+    pytester.makepyfile(test_it="def test_a(): pass\ndef test_b(): pass")
+
+    def branches() -> int:
+        return daemon.log.read_text().count("/branch HTTP")
+
+    before = branches()
+    for expected in (1, 1):  # unknown, so it is shared; then it is known to be short
+        forkd().assert_outcomes(passed=2)
+        assert branches() == before + expected
+    (pytester.path / "test_it.py").write_text("import time; time.sleep(1.2)\ndef test_a(): pass\n")
+    for expected in (1, 2):  # it is noticed to have become long
+        forkd().assert_outcomes(passed=1)
+        assert branches() == before + expected
+
+
+def test_a_suite_that_cannot_share_its_collection(pytester: pytest.Pytester, forkd: Runner) -> None:
+    """One line says why, and each machine collects."""
+    pytester.makeconftest("import os; NAME = os.environ.get('PYTEST_XDIST_WORKER')")
+    pytester.makepyfile(
+        """
+        import conftest, pytest
+        @pytest.mark.parametrize("i", range(4))
+        def test_it(i, worker_id):
+            assert conftest.NAME == worker_id
+        """
+    )
+    result = forkd(workers=2)
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["forkd: each worker collects for itself: *(conftest.py:1)"])
+
+
+# -- the working tree --------------------------------------------------------------------------
+
+
+def test_what_the_snapshot_has_is_made_what_is_here(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Added, changed and deleted files, links, modes; what is excluded stays."""
+    root = pytester.path
+    pytester.makepyfile(helper="VALUE = 'old'", gone="import nothing_like_that")
+    pytester.makepyfile(test_gone="def test_gone(): assert 0")
+    (root / "data").mkdir()
+    (root / "data" / "big").write_text("of the snapshot")
+    daemon.boot("project", WARMUP, {str(root): str(root)})
+    for name in ("gone.py", "test_gone.py"):
+        (root / name).unlink()
+    (root / "data" / "big").write_text("of the working tree")
+    (root / "helper.py").write_text("VALUE = 'new'")
+    (root / "ä b\n.txt").write_text("odd")
+    (root / "link").symlink_to("helper.py")
+    (root / "script").write_text("#!/bin/sh\n")
+    (root / "script").chmod(0o755)
+    pytester.makeini("[pytest]\nforkd_sync_exclude = data/big\n")
+    pytester.makepyfile(
+        test_tree="""
+        import helper, os, pathlib
+        here = pathlib.Path(__file__).parent
+        def test_tree():
+            assert helper.VALUE == "new"
+            assert (here / "ä b\\n.txt").read_text() == "odd"
+            assert os.readlink(here / "link") == "helper.py"
+            assert os.access(here / "script", os.X_OK)
+            assert not (here / "gone.py").exists()
+            assert (here / "data" / "big").read_text() == "of the snapshot"
+        def test_writes():
+            (here / "helper.py").write_text("in the guest only")
+        """
+    )
+    for warm in ("collection", "imports"):
+        forkd(f"--forkd-warm={warm}", tag="project", workers=2).assert_outcomes(passed=2)
+    assert (root / "helper.py").read_text() == "VALUE = 'new'"
+    result = forkd("--no-forkd-sync", tag="project", workers=2)
+    result.stdout.fnmatch_lines(["*test_gone.py*"])
+    daemon_delete(daemon, "project")
+
+
+def test_a_snapshot_with_other_dependencies_is_refused(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """With how to build it anew; unless the user insists."""
+    pytester.makepyfile("def test_it(): pass")
+    requirements = pytester.path / "requirements.txt"
+    requirements.write_text("numpy==1\n")
+    daemon.boot("stale", WARMUP, {str(pytester.path): str(pytester.path)})
+    forkd(tag="stale").assert_outcomes(passed=1)
+    requirements.write_text("numpy==2\n")
+    for warm in ("collection", "imports"):
+        result = forkd(f"--forkd-warm={warm}", tag="stale", workers=3)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            [
+                "ERROR: pytest-forkd: the snapshot is stale: requirements.txt*",
+                "Build it anew: pytest-forkd snapshot build*",
+                "*--forkd-allow-stale",
+            ]
+        )
+    forkd("--forkd-allow-stale", tag="stale").assert_outcomes(passed=1)
+    daemon_delete(daemon, "stale")
+
+
+def daemon_delete(daemon: StandIn, tag: str) -> None:
+    from pytest_forkd.forkd.client import Client
+
+    with Client(daemon.url) as client:
+        assert client.delete_snapshot(tag)

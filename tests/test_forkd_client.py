@@ -294,7 +294,7 @@ def test_what_is_safe_is_tried_again(daemon: StandIn, client: Client, drop: str)
 
 def test_what_has_an_effect_is_never_tried_again(daemon: StandIn, client: Client) -> None:
     daemon.faults({"method": "POST", "path": "/v1/sandboxes$", "drop": "after"})
-    with pytest.raises(Unreachable, match="broke off POST /v1/sandboxes"):
+    with pytest.raises(Unreachable, match=r"broke off POST /v1/sandboxes[^$]*on no record"):
         client.spawn("base", 1, per_child_netns=True)
     assert len(client.sandboxes()) == 1
     [sandbox] = client.sandboxes()

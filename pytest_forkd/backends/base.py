@@ -72,6 +72,7 @@ class WorkerEnd:
     :ivar dump: what faulthandler wrote, if anything.
     :ivar out: what it had written to standard output since its last report.
     :ivar err: the same for standard error.
+    :ivar abrupt: what it said last may not have arrived.
     :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
     """
 
@@ -81,6 +82,7 @@ class WorkerEnd:
     out: str = ""
     err: str = ""
     blameless: bool = False
+    abrupt: bool = False
 
 
 class Listener(Protocol):

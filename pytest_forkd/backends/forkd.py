@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ __all__ = ["ForkdBackend", "ForkdSettings"]
 #: Seconds for the agent of a machine that has just been restored to answer.
 _PING_LIMIT = 30.0
 _PING_INTERVAL = 0.02
+#: Seconds for a daemon that does not answer to come back: it may be restarted in the meantime.
+_UNREACHABLE_LIMIT = 6.0
 #: Seconds for a daemon that is branching as much as it accepts to take another one.
 _BRANCH_PATIENCE = 60.0
 _BRANCH_INTERVAL = 0.5
@@ -157,16 +159,18 @@ class Daemon(Host):
                 time.sleep(_PING_INTERVAL)
         if answer.get("warmup_ready") is False:
             raise MachineError(
-                "its parent is not ready: FORKD_WARMUP_CMD of the snapshot has failed.\n"
+                "its parent is not ready: the snapshot has no FORKD_WARMUP_CMD, or it fails.\n"
                 "Build the snapshot anew: pytest-forkd snapshot build"
             )
 
+        patience = _Patience(sandbox)
+
         def evaluate(code: str) -> Any:
-            with _gone(sandbox):
+            with patience():
                 return self.client.eval(sandbox, code)
 
         def execute(args: list[str], timeout: float) -> Any:
-            with _gone(sandbox):
+            with patience():
                 return self.client.exec(sandbox, args, int(timeout))
 
         try:
@@ -209,13 +213,33 @@ class Daemon(Host):
             self._closed = True
 
 
-@contextlib.contextmanager
-def _gone(sandbox: str) -> Any:
-    """Turn what there is no use in trying again into what ends a stream."""
-    try:
-        yield
-    except NoSuchSandbox as exc:
-        raise StreamError(f"the daemon has ended sandbox {sandbox}: {exc}") from exc
+class _Patience:
+    """Tells when there is no use in trying again: what is lost on the way may be sent again.
+
+    :param sandbox: its name.
+    """
+
+    def __init__(self, sandbox: str) -> None:
+        self._sandbox = sandbox
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Around a request to the sandbox; raises StreamError to end its stream."""
+        try:
+            yield
+        except NoSuchSandbox as exc:
+            raise StreamError(f"the daemon has ended sandbox {self._sandbox}: {exc}") from exc
+        except Unreachable as exc:
+            now = time.monotonic()
+            with self._lock:
+                self._since = self._since or now
+                if now - self._since > _UNREACHABLE_LIMIT:
+                    raise StreamError(str(exc)) from exc
+            raise
+        else:
+            self._since = None
 
 
 class ForkdBackend(MachinesBackend):

@@ -56,8 +56,11 @@ class Link(Protocol):
     def send(self, data: bytes) -> None:
         """Send all of it; raises StreamError."""
 
-    def receive(self) -> bytes:
-        """Wait for at least one byte; raises StreamError."""
+    def receive(self, timeout: float | None = None) -> bytes:
+        """Wait for at least one byte; raises StreamError.
+
+        :param timeout: seconds after which there may be none.
+        """
 
     def confirm(self) -> None:
         """Let the guest know that all has been received; raises StreamError."""
@@ -164,12 +167,11 @@ class Machine:
                 if name in names:
                     return name, value
                 if name in ("over", "usage_error"):
-                    raise MachineError(f"{self.name} has ended: {value}")
-            if time.monotonic() > deadline:
-                raise MachineError(
-                    f"{self.name} did not say {' or '.join(names)} within {limit:g} seconds"
-                )
-            self._received.extend(self._receive())
+                    raise MachineError(f"its parent has ended: {value}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise MachineError(f"it did not say {' or '.join(names)} within {limit:g} seconds")
+            self._received.extend(self._receive(left))
 
     def restore(self) -> dict[str, Any]:
         """Make the guest one of its own; returns what it is.
@@ -247,11 +249,11 @@ class Machine:
         self._tell(self, name, value)
         return collected
 
-    def _receive(self) -> list[tuple[str, Any]]:
+    def _receive(self, timeout: float | None = None) -> list[tuple[str, Any]]:
         """Wait for bytes; pass on what is no control message, and return those that are."""
         assert self._link is not None
         messages = []
-        for channel, payload in self._demultiplexer.feed(self._link.receive()):
+        for channel, payload in self._demultiplexer.feed(self._link.receive(timeout)):
             if channel == CONTROL:
                 messages.append(check(parse_control(payload)))
             elif channel == WORKER:

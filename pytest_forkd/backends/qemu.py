@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -86,9 +88,15 @@ class QemuLink:
         except OSError as exc:
             raise StreamError(self._end()) from exc
 
-    def receive(self) -> bytes:
-        """Wait for at least one byte; raises StreamError."""
+    def receive(self, timeout: float | None = None) -> bytes:
+        """Wait for at least one byte; raises StreamError.
+
+        :param timeout: seconds after which there may be none.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._closed:
+            if time.monotonic() > deadline:
+                return b""
             ready = dict(self._poller.poll(1000))
             if self._vm.console_fd in ready:
                 self._vm.read_console()

@@ -22,6 +22,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -229,9 +230,8 @@ class ExecStream:
         pause = _RETRY
         while view:
             chunk = bytes(view[: self._way.chunk])
-            answer = self._exchange(
-                lambda chunk=chunk: self._request(sent=self._sent, data=chunk)  # type: ignore[misc]
-            )
+            answer = self._exchange(partial(self._request, data=chunk))
+            assert answer is not None
             taken = max(0, answer.taken - self._sent)  # less is told by an earlier answer
             if taken > len(chunk):
                 raise StreamError(f"the guest has taken {answer.taken} bytes of {self._sent} sent")
@@ -243,26 +243,31 @@ class ExecStream:
                 self._closed.wait(pause)  # what it has taken has to be read first
                 pause = min(2 * pause, _MAX_RETRY)
 
-    def receive(self) -> bytes:
+    def receive(self, timeout: float | None = None) -> bytes:
         """Wait for bytes.
 
-        :returns: what has arrived, at least one byte.
+        :param timeout: seconds to wait at most, about; for ever if left out.
+        :returns: what has arrived; nothing only if that took too long.
         :raises StreamError: if the guest cannot be reached any more, or the stream has been closed.
         """
         limit = self._way.chunk
-        while True:
-            start = time.monotonic()
-            answer = self._exchange(lambda: self._request(wait=POLL_WAIT, limit=limit))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while (start := time.monotonic()) < deadline:
+            wait = min(POLL_WAIT, deadline - start)
+            answer = self._exchange(partial(self._request, wait=wait, limit=limit), deadline)
+            if answer is None:
+                break
             if answer.start != self._received or not answer.data:
                 # Of an earlier exchange, or nothing new. Who says that without waiting is not to
                 # keep the controller busy.
-                if time.monotonic() - start < POLL_WAIT / 2:
+                if time.monotonic() - start < wait / 2:
                     self._closed.wait(_RETRY)
                 continue
             if len(answer.data) > limit:
                 raise StreamError(f"the guest has sent {len(answer.data)} bytes at once")
             self._received += len(answer.data)
             return answer.data
+        return b""
 
     def confirm(self) -> None:
         """Let the guest know what has been received: it may wait for that.
@@ -275,23 +280,15 @@ class ExecStream:
         """Let :meth:`send` and :meth:`receive` end as soon as they are not waiting for the way."""
         self._closed.set()
 
-    def _request(
-        self, *, sent: int | None = None, wait: float = 0.0, limit: int = 0, data: bytes = b""
-    ) -> Request:
-        return Request(
-            self._generation,
-            self._nonce,
-            self._sent if sent is None else sent,
-            self._received,
-            wait,
-            limit,
-            data,
-        )
+    def _request(self, *, wait: float = 0.0, limit: int = 0, data: bytes = b"") -> Request:
+        return Request(self._generation, self._nonce, self._sent, self._received, wait, limit, data)
 
-    def _exchange(self, make_request: Callable[[], Request]) -> Answer:
-        """Try an exchange until it succeeds."""
+    def _exchange(
+        self, make_request: Callable[[], Request], deadline: float = math.inf
+    ) -> Answer | None:
+        """Try an exchange until it succeeds; ``None`` if that was not before the deadline."""
         pause = _RETRY
-        while True:
+        while time.monotonic() < deadline:
             if self._closed.is_set():
                 raise StreamError("the stream has been closed")
             request = make_request()
@@ -311,6 +308,7 @@ class ExecStream:
             self._heard = time.monotonic()
             if answer is not None:
                 return answer
+        return None
 
     def _try(self, request: Request) -> Answer | None:
         """One attempt; ``None`` if the guest's parent is too busy to answer."""

@@ -129,8 +129,8 @@ class SocketIO:
     def receive(self) -> tuple[list[Message], bool]:
         """Read what has arrived, without waiting.
 
-        :returns: the complete messages, and whether the peer has closed.
-        :raises ValueError: on a message that no worker of ours would send.
+        :returns: the complete messages, and whether the peer has closed. Once they are handled,
+            call :meth:`check`.
         """
         eof = False
         while True:
@@ -155,13 +155,8 @@ class SocketIO:
         view = self._buffer
         while len(view) - position >= _HEADER.size:
             code, channel_id, length = _HEADER.unpack_from(view, position)
-            if code not in Message._types or length < 0:
-                raise ValueError(f"no message has type {code} and {length} bytes")
-            if length > MAX_MESSAGE_BYTES:
-                raise ValueError(
-                    f"a message of {length} bytes, of which {MAX_MESSAGE_BYTES} are allowed; "
-                    "does a test print that much?"
-                )
+            if _complaint(code, length) is not None:
+                break  # those before it tell what was running; see check()
             end = position + _HEADER.size + length
             if len(view) < end:
                 break
@@ -169,6 +164,17 @@ class SocketIO:
             position = end
         del self._buffer[:position]
         return messages
+
+    def check(self) -> None:
+        """Make sure that what follows the messages so far is the beginning of another one.
+
+        :raises ValueError: if no worker of ours would send it.
+        """
+        if len(self._buffer) >= _HEADER.size:
+            code, _channel_id, length = _HEADER.unpack_from(self._buffer)
+            complaint = _complaint(code, length)
+            if complaint is not None:
+                raise ValueError(complaint)
 
     def close_read(self) -> None:
         """Close the socket (execnet calls this and :meth:`close_write` at the end)."""
@@ -184,6 +190,18 @@ class SocketIO:
 
     def kill(self) -> None:
         """Nothing to kill: the backend owns the process."""
+
+
+def _complaint(code: int, length: int) -> str | None:
+    """What is wrong with a message's header."""
+    if code not in Message._types or length < 0:
+        return f"no message has type {code} and {length} bytes"
+    if length > MAX_MESSAGE_BYTES:
+        return (
+            f"a message of {length} bytes, of which {MAX_MESSAGE_BYTES} are allowed; "
+            "does a test print that much?"
+        )
+    return None
 
 
 class CloneGateway(Gateway):
@@ -245,6 +263,7 @@ class CloneGateway(Gateway):
                     self.on_message(message.data[_BYTES_START:-1])
                 else:
                     message.received(self)
+            self._clone_io.check()
         except Exception as exc:
             self.stop_reading()
             if self.on_protocol_error is not None:

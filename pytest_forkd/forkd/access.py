@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import ssl
+import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_forkd.forkd.errors import ForkdError
 
+if TYPE_CHECKING:
+    import ssl
+
 __all__ = ["DEFAULT_URL", "TOKEN_VARIABLE", "URL_VARIABLE", "Token", "is_local", "parse_url"]
-__all__ += ["read_token", "tls_context"]
+__all__ += ["add_options", "read_token", "read_urls", "tls_context"]
 
 DEFAULT_URL = "http://127.0.0.1:8889"
 URL_VARIABLE = "FORKD_URL"
@@ -105,8 +110,51 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
     :param ca: ``--forkd-ca``, a file with the certificates to trust; the system's if left out.
     :raises ForkdError: if the file holds none.
     """
+    import ssl  # loading it takes a while; commands without a daemon do without
+
     try:
         return ssl.create_default_context(cafile=None if ca is None else os.path.expanduser(ca))
     except (OSError, ssl.SSLError) as exc:
         reason = exc.strerror if isinstance(exc, FileNotFoundError) else "no PEM certificates in it"
         raise ForkdError(f"--forkd-ca: {ca} cannot be used: {reason}.") from None
+
+
+def add_options(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
+    """Add where daemons are, and what opens them.
+
+    :param url: whether the command can be told which daemons.
+    """
+    if url:
+        parser.add_argument(
+            "--url",
+            "--forkd-url",
+            action="append",
+            metavar="URL",
+            help=f"a daemon; several times for several ({URL_VARIABLE}, else {DEFAULT_URL})",
+        )
+    parser.add_argument(
+        "--token-file",
+        "--forkd-token-file",
+        metavar="FILE",
+        help="where the daemon's token is, unless it is in FORKD_TOKEN",
+    )
+    parser.add_argument(
+        "--ca",
+        "--forkd-ca",
+        metavar="FILE",
+        help="the certificates to trust, instead of the system's",
+    )
+
+
+def read_urls(given: list[str] | None, source: str, environ: Mapping[str, str]) -> list[str]:
+    """The daemons' URLs: those that are given, else those in ``FORKD_URL``, else the usual one.
+
+    Each once: a daemon that is named twice would get its workers twice.
+
+    :param source: what to name in an error about those that are given.
+    :raises ForkdError: if one is no URL.
+    """
+    if given:
+        return list(dict.fromkeys(parse_url(each, source) for each in given))
+    listed = [each for each in re.split(r"[\s,]+", environ.get(URL_VARIABLE, "")) if each]
+    return list(dict.fromkeys(parse_url(each, URL_VARIABLE) for each in listed)) or [DEFAULT_URL]

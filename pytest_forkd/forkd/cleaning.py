@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pytest_forkd.forkd.access import read_token
 from pytest_forkd.forkd.client import Client
-from pytest_forkd.forkd.errors import ForkdError
+from pytest_forkd.forkd.errors import ForkdError, RequestFailed
 from pytest_forkd.forkd.records import Records, Run, is_run_tag
 
 __all__ = ["Outcome", "connect_for", "delete_recorded"]
@@ -55,15 +55,30 @@ def delete_recorded(records: Records, run: Run, connect: Callable[[str], Client]
         try:
             with connect(url) as client:
                 client.health()
-                for entry in [each for each in run.sandboxes if each[0] == url]:
-                    _count(outcome, client.delete_sandbox(entry[1]))
-                    records.remove(run, sandboxes=[entry])
-                for entry in [each for each in run.branches if each[0] == url]:
-                    _delete_branch(client, entry[1], outcome)
-                    records.remove(run, branches=[entry])
+                _delete_at(client, url, records, run, outcome)
         except ForkdError as exc:
             outcome.errors.append(str(exc))
     return outcome
+
+
+def _delete_at(client: Client, url: str, records: Records, run: Run, outcome: Outcome) -> None:
+    """Delete what is at one daemon; what it refuses to delete does not keep the rest."""
+    sandboxes = [each for each in run.sandboxes if each[0] == url]
+    branches = [each for each in run.branches if each[0] == url]
+    done: list[tuple[str, str]] = []
+    try:
+        for entry in [*sandboxes, *branches]:
+            try:
+                if entry in sandboxes:
+                    _count(outcome, client.delete_sandbox(entry[1]))
+                else:
+                    _delete_branch(client, entry[1], outcome)
+            except RequestFailed as exc:
+                outcome.errors.append(f"{entry[1]} at {url}: {exc}")
+            else:
+                done.append(entry)
+    finally:
+        records.remove(run, sandboxes=done, branches=done)
 
 
 def _delete_branch(client: Client, tag: str, outcome: Outcome) -> None:

@@ -195,6 +195,11 @@ class Client:
         limit = _SPAWN_LIMIT + n * _SPAWN_LIMIT_EACH
         try:
             answer = self._json("POST", "/v1/sandboxes", body, limit=limit)
+        except Unreachable as exc:
+            raise Unreachable(
+                f"{exc}\nMachines may have been made all the same: pytest-forkd doctor --tag {tag} "
+                "names those that are on no record."
+            ) from None
         except RequestFailed as exc:
             if exc.status == 404:
                 raise self._no_such_tag(tag) from None

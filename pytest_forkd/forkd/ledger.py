@@ -17,8 +17,8 @@ __all__ = ["Ledger"]
 class Ledger:
     """The sandboxes and branches of a run; may be used from several threads.
 
-    It has a reaper, which deletes them should this process be killed. Making a ledger starts it, so make one
-    before the first sandbox.
+    It has a reaper, which deletes them should this process be killed. Making a ledger starts it, so
+    make one before the first sandbox.
 
     :param token_file: where the token is, if it is in a file; else it is in the environment.
     :param ca: the file with the certificates to trust.

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 from pytest_forkd.forkd.answers import ID, TAG
 from pytest_forkd.forkd.errors import ForkdError
 
-__all__ = ["Records", "Run", "is_run_tag", "make_run_tag", "process_identity"]
+__all__ = ["Records", "Run", "is_run_tag", "make_run_tag", "process_identity", "state_directory"]
 
 #: Seconds to wait for others that read or write records.
 _LOCK_TIMEOUT = 10.0
@@ -118,7 +118,7 @@ class Records:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        self.directory = directory if directory is not None else _default_directory()
+        self.directory = directory if directory is not None else state_directory()
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as exc:
@@ -276,7 +276,8 @@ def process_identity(pid: int) -> str | None:
     return None if fields[0] == b"Z" else f"{boot} {pid} {fields[19].decode()}"
 
 
-def _default_directory() -> Path:
+def state_directory() -> Path:
+    """Where this user's lists about daemons are."""
     base = os.environ.get("XDG_STATE_HOME")
     root = Path(base) if base and os.path.isabs(base) else Path.home() / ".local" / "state"
     return root / "pytest-forkd" / "forkd"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-__all__ = ["Plan"]
+__all__ = ["Plan", "own_packages"]
+
+#: Where a project keeps its own packages, below its root directory.
+_SOURCE_FOLDERS = ("", "src", "lib", "python")
 
 
 @dataclass
@@ -47,3 +53,23 @@ class Plan:
     def read(cls, fd: int) -> Plan:
         """The plan in an open file, whose position is left alone."""
         return cls(**json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+
+
+def own_packages(root: Path, measured: Iterable[object] = ()) -> set[str]:
+    """Names of what may be the project's own modules: they may be installed like any others.
+
+    They are never imported early: their import is part of what is tested and measured.
+
+    :param measured: what coverage is measured of, as far as known.
+    """
+    names = set()
+    for folder in _SOURCE_FOLDERS:
+        with contextlib.suppress(OSError), os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = entry.name.partition(".")[0]
+                if name.isidentifier():
+                    names.add(name)
+    for source in measured:
+        if isinstance(source, str):
+            names.add(source.partition(".")[0])
+    return names

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ast
 import configparser
 import fnmatch
+import glob
 import importlib
 import json
+import os
 import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from pytest_forkd.sync.difference import Difference
-from pytest_forkd.sync.tree import texts
+from pytest_forkd.sync.tree import entry_of, texts
 
 # pytest needs tomli where Python has no tomllib.
 tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
-__all__ = ["partial_files", "stale"]
+__all__ = ["dependency_files", "partial_files", "stale"]
 
 #: Files that say what is installed, by all of their content.
 _WHOLE = (
@@ -149,3 +151,22 @@ def _setup_py(text: str) -> str:
 
 
 _PARTS = {"pyproject.toml": _pyproject, "setup.cfg": _setup_cfg, "setup.py": _setup_py}
+
+
+def dependency_files(root: str) -> dict[str, str]:
+    """What of a project says what is installed: by path, what would make a snapshot stale.
+
+    :returns: the hash of a file that counts whole; of the others, the part that counts.
+    """
+    found = {}
+    for pattern in _WHOLE:
+        for path in glob.glob(pattern, root_dir=root):
+            entry = entry_of(os.fsencode(os.path.join(root, path)))
+            if entry is not None and entry.kind == "file":
+                found[path] = entry.digest
+    for path, text in texts(root, _PARTS).items():
+        try:
+            found[path] = _PARTS[path](text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, configparser.Error):
+            found[path] = text
+    return found

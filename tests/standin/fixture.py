@@ -145,6 +145,10 @@ class StandIn:
         """What a POST request is answered."""
         return self._request(path, json.dumps(body).encode(), "POST")
 
+    def delete(self, path: str) -> None:
+        """Send a DELETE request."""
+        self._request(path, None, "DELETE")
+
     def get(self, path: str) -> Any:
         """What a GET request is answered."""
         return self._request(path, None, "GET")
@@ -162,6 +166,6 @@ class StandIn:
         )
         try:
             with opener.open(request, timeout=90) as response:
-                return json.loads(response.read())
+                return json.loads(response.read() or b"null")
         except urllib.error.HTTPError as exc:
             raise RuntimeError(f"{exc.code}: {exc.read().decode(errors='replace')}") from exc

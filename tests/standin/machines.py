@@ -40,6 +40,7 @@ class Machine:
     :ivar parents: of these, which is whose.
     :ivar control: connections to them, while they stand still.
     :ivar namespace: the mount namespace that all its processes are in, and nobody else.
+    :ivar namespace_fd: keeps it, so that no other one gets its number before this guest is gone.
     """
 
     directory: Path
@@ -48,6 +49,7 @@ class Machine:
     parents: dict[int, int] = field(default_factory=dict)
     control: dict[int, socket.socket] = field(default_factory=dict)
     namespace: str | None = "unknown"
+    namespace_fd: int = -1
 
     @property
     def agent_socket(self) -> str:
@@ -129,6 +131,7 @@ class Machines:
                     raise NotClonable(f"the guest was not ready within {limit:g} s: {text}")
                 time.sleep(0.005)
             machine.pids = [json.loads(ready.read_text())["pid"]]
+            machine.namespace_fd = os.open(f"/proc/{machine.pids[0]}/ns/mnt", os.O_RDONLY)
             machine.namespace = _namespace(machine.pids[0])
             self._freeze(machine)
             return machine
@@ -273,13 +276,12 @@ class Machines:
                 clone.pids.append(new)
                 if namespace < 0:
                     namespace = os.open(f"/proc/{new}/ns/mnt", os.O_RDONLY)
+                    clone.namespace_fd = namespace
                     clone.namespace = _namespace(new)
         except (EOFError, OSError) as exc:
             raise NotClonable(f"a process of the guest was lost: {exc!r}") from exc
         finally:
             plumbing.close()
-            if namespace >= 0:
-                os.close(namespace)
         clone.parents = {
             new: new_pids.get(source.parents.get(old, 0), 0) for old, new in new_pids.items()
         }
@@ -329,6 +331,9 @@ class Machines:
             if not tree:
                 break
             time.sleep(0.002)
+        if machine.namespace_fd >= 0:
+            os.close(machine.namespace_fd)
+            machine.namespace_fd = -1
         for pid in known:
             (self.exits / str(pid)).unlink(missing_ok=True)
         shutil.rmtree(machine.directory, ignore_errors=True)

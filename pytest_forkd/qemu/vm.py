@@ -360,6 +360,8 @@ class VirtualMachine:
         if status and complaints:
             return complaints[0]
         if status < 0:
+            if -status == signal.SIGBUS:
+                return "there is no space left for the guest's memory (QEMU was ended by SIGBUS)"
             with contextlib.suppress(ValueError):
                 return f"QEMU was ended by {signal.Signals(-status).name}"
         return (

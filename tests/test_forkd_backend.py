@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
@@ -192,3 +194,28 @@ def daemon_delete(daemon: StandIn, tag: str) -> None:
 
     with Client(daemon.url) as client:
         assert client.delete_snapshot(tag)
+
+
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_no_two_machines_draw_the_same(
+    pytester: pytest.Pytester, forkd: Runner, shared: Path, warm: str
+) -> None:
+    """Clones of one process would, if nothing was done about it."""
+    pytester.makepyfile(
+        """
+        import os, pathlib, random, tempfile, time, uuid
+        import pytest
+        shared = pathlib.Path(os.environ["PYTEST_SHARED"])
+        @pytest.mark.parametrize("i", range(4))
+        def test_draws(i, worker_id):
+            draws = [random.random(), random.SystemRandom().random(), os.urandom(8).hex(),
+                     uuid.uuid4(), next(tempfile._get_candidate_names())]
+            (shared / f"{worker_id}.part").write_text("\\n".join(map(str, draws)))
+            os.rename(shared / f"{worker_id}.part", shared / worker_id)
+            while len(list(shared.glob("gw?"))) < 4:
+                time.sleep(0.01)
+        """
+    )
+    forkd(f"--forkd-warm={warm}", workers=4).assert_outcomes(passed=4)
+    draws = [line for path in shared.iterdir() for line in path.read_text().split("\n")]
+    assert len(draws) == len(set(draws)) == 20

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 __all__ = ["fewer_full_collections", "last_collection", "thaw"]
 
 _RARER = 10
+#: What the interpreter itself has frozen (some hundred objects, in Python 3.12).
+_ALWAYS_FROZEN = gc.get_freeze_count()
 _frozen = False
 
 
@@ -36,7 +38,7 @@ def last_collection() -> None:
     but the reports of all tests would be looked through each time.
     """
     global _frozen
-    if gc.get_freeze_count() == 0:  # else somebody has a use of its own for it
+    if gc.get_freeze_count() <= _ALWAYS_FROZEN:  # else somebody has a use of its own for it
         gc.collect()
         gc.freeze()
         _frozen = True

@@ -7,6 +7,7 @@ the session. An event that no worker of ours would send ends that worker and tou
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +246,7 @@ class Inbox:
     def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
         if not isinstance(workerinfo, dict):
             raise BadEvent("no information about the worker")
+        node.ready_at = time.monotonic()
         workerinfo["version_info"] = tuple(workerinfo.get("version_info", ()))
         sched = self._session.sched
         if self.workers_collect and sched is not None and sched.collection_is_completed:
@@ -262,6 +264,7 @@ class Inbox:
         ids = [_text(nodeid) for nodeid in ids]
         if self.ids is None:
             self.ids = ids
+            self._session.memory.remember_seconds(time.monotonic() - node.ready_at)
         if fixtures is not None and ids == self.ids:
             self.take_fixtures(fixtures)
         node.ids = self.ids if ids == self.ids else ids

@@ -60,6 +60,8 @@ class ForkdWorkerController(WorkerController):
         #: The indices of the items that it has begun, and of those that it may begin.
         self.begun: set[int] = set()
         self.given: dict[int, None] = {}
+        #: When its session began, by ``time.monotonic()``.
+        self.ready_at = 0.0
         #: How many events it has sent since it has begun a test.
         self.chatter = 0
         #: Index and location of the item that is running, as far as the worker has told.

@@ -64,7 +64,7 @@ class ForkdSession(DSession):
         self.memory = WarmMemory(config)
         #: The warm level in use: ``collection`` or ``imports``; ``None`` until it is settled.
         self.level: str | None = None
-        self._recalled = self.memory.recall(settings.warm)
+        self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
         self._level_asked = self._recalled.level
         self._plan = plan
         self._modules = self._recalled.modules
@@ -251,6 +251,7 @@ class ForkdSession(DSession):
         self.inbox.take_fixtures(warm.get("fixtures"))
         warn_about(warm["findings"], self.config)
         self._learn(warm["modules"], complete=True)
+        self.memory.remember_seconds(warm["seconds"])
         self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes

@@ -14,6 +14,7 @@ from pytest_forkd import PytestForkdWarning
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
 _UNSUITABLE = "forkd/unsuitable"
+_SECONDS = "forkd/collection-seconds"
 MODULES_KEY = "forkd/modules"
 
 
@@ -68,10 +69,11 @@ class WarmMemory:
         self._config = config
         self._cache: Any = getattr(config, "cache", None)
 
-    def recall(self, warm: str) -> Recalled:
+    def recall(self, warm: str, worth_sharing: float = 0.0) -> Recalled:
         """What to try.
 
         :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
+        :param worth_sharing: a collection that took less than so many seconds is not shared.
         """
         modules = Modules.from_json(self._get(MODULES_KEY))
         known = self._get(_UNSUITABLE)
@@ -79,6 +81,9 @@ class WarmMemory:
             return Recalled(warm, modules)
         if isinstance(known, dict) and self._holds(known):
             return Recalled("imports", modules, finding=known["findings"][0])
+        seconds = self._get(_SECONDS)
+        if isinstance(seconds, float) and seconds < worth_sharing:
+            return Recalled("imports", modules)
         return Recalled("collection", modules)
 
     def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
@@ -99,6 +104,10 @@ class WarmMemory:
                 "files": {path: _stamp(path) for path in files},
             },
         )
+
+    def remember_seconds(self, seconds: float) -> None:
+        """Note what a collection took."""
+        self._set(_SECONDS, round(float(seconds), 3))
 
     def remember_modules(self, modules: Modules) -> None:
         """Note which third-party modules the suite imports."""

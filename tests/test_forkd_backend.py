@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from tests.conftest import Runner
-from tests.forkd_fixtures import TAG
+from tests.forkd_fixtures import TAG, WARMUP
 from tests.standin.fixture import StandIn
 from tests.test_parity import Outcome, check_outcome, run_suite
 
@@ -78,3 +80,202 @@ def test_there_are_no_more_machines_than_tests(
     )
     assert daemon.log.read_text().count("/branch HTTP") == before + 1
     assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3
+
+
+# -- warm level auto ---------------------------------------------------------------------------
+
+
+def test_a_short_collection_is_not_shared_the_next_time(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Branching takes longer; and as soon as it has become long, it is shared again."""
+    pytester.makepyfile(test_it="def test_a(): pass\ndef test_b(): pass")
+
+    def branches() -> int:
+        return daemon.log.read_text().count("/branch HTTP")
+
+    before = branches()
+    for expected in (1, 1):  # unknown, so it is shared; then it is known to be short
+        forkd().assert_outcomes(passed=2)
+        assert branches() == before + expected
+    (pytester.path / "test_it.py").write_text("import time; time.sleep(1.2)\ndef test_a(): pass\n")
+    for expected in (1, 2):  # it is noticed to have become long
+        forkd().assert_outcomes(passed=1)
+        assert branches() == before + expected
+
+
+def test_a_suite_that_cannot_share_its_collection(pytester: pytest.Pytester, forkd: Runner) -> None:
+    """One line says why, and each machine collects."""
+    pytester.makeconftest("import os; NAME = os.environ.get('PYTEST_XDIST_WORKER')")
+    pytester.makepyfile(
+        """
+        import conftest, pytest
+        @pytest.mark.parametrize("i", range(4))
+        def test_it(i, worker_id):
+            assert conftest.NAME == worker_id
+        """
+    )
+    result = forkd(workers=2)
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["forkd: each worker collects for itself: *(conftest.py:1)"])
+
+
+# -- the working tree --------------------------------------------------------------------------
+
+
+def test_what_the_snapshot_has_is_made_what_is_here(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Added, changed and deleted files, links, modes; what is excluded stays."""
+    root = pytester.path
+    pytester.makepyfile(helper="VALUE = 'old'", gone="import nothing_like_that")
+    pytester.makepyfile(test_gone="def test_gone(): assert 0")
+    (root / "data").mkdir()
+    (root / "data" / "big").write_text("of the snapshot")
+    daemon.boot("project", WARMUP, {str(root): str(root)})
+    for name in ("gone.py", "test_gone.py"):
+        (root / name).unlink()
+    (root / "data" / "big").write_text("of the working tree")
+    (root / "helper.py").write_text("VALUE = 'new'")
+    (root / "ä b\n.txt").write_text("odd")
+    (root / "link").symlink_to("helper.py")
+    (root / "script").write_text("#!/bin/sh\n")
+    (root / "script").chmod(0o755)
+    pytester.makeini("[pytest]\nforkd_sync_exclude = data/big\n")
+    pytester.makepyfile(
+        test_tree="""
+        import helper, os, pathlib
+        here = pathlib.Path(__file__).parent
+        def test_tree():
+            assert helper.VALUE == "new"
+            assert (here / "ä b\\n.txt").read_text() == "odd"
+            assert os.readlink(here / "link") == "helper.py"
+            assert os.access(here / "script", os.X_OK)
+            assert not (here / "gone.py").exists()
+            assert (here / "data" / "big").read_text() == "of the snapshot"
+        def test_writes():
+            (here / "helper.py").write_text("in the guest only")
+        """
+    )
+    for warm in ("collection", "imports"):
+        forkd(f"--forkd-warm={warm}", tag="project", workers=2).assert_outcomes(passed=2)
+    assert (root / "helper.py").read_text() == "VALUE = 'new'"
+    result = forkd("--no-forkd-sync", tag="project", workers=2)
+    result.stdout.fnmatch_lines(["*test_gone.py*"])
+    daemon_delete(daemon, "project")
+
+
+def test_a_snapshot_with_other_dependencies_is_refused(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """With how to build it anew; unless the user insists."""
+    pytester.makepyfile("def test_it(): pass")
+    requirements = pytester.path / "requirements.txt"
+    requirements.write_text("numpy==1\n")
+    daemon.boot("stale", WARMUP, {str(pytester.path): str(pytester.path)})
+    forkd(tag="stale").assert_outcomes(passed=1)
+    requirements.write_text("numpy==2\n")
+    for warm in ("collection", "imports"):
+        result = forkd(f"--forkd-warm={warm}", tag="stale", workers=3)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            [
+                "ERROR: pytest-forkd: the snapshot is stale: requirements.txt*",
+                "Build it anew: pytest-forkd snapshot build*",
+                "*--forkd-allow-stale",
+            ]
+        )
+    forkd("--forkd-allow-stale", tag="stale").assert_outcomes(passed=1)
+    daemon_delete(daemon, "stale")
+
+
+def daemon_delete(daemon: StandIn, tag: str) -> None:
+    from pytest_forkd.forkd.client import Client
+
+    with Client(daemon.url) as client:
+        assert client.delete_snapshot(tag)
+
+
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_no_two_machines_draw_the_same(
+    pytester: pytest.Pytester, forkd: Runner, shared: Path, warm: str
+) -> None:
+    """Clones of one process would, if nothing was done about it."""
+    pytester.makepyfile(
+        """
+        import os, pathlib, random, tempfile, time, uuid
+        import pytest
+        shared = pathlib.Path(os.environ["PYTEST_SHARED"])
+        @pytest.mark.parametrize("i", range(4))
+        def test_draws(i, worker_id):
+            draws = [random.random(), random.SystemRandom().random(), os.urandom(8).hex(),
+                     uuid.uuid4(), next(tempfile._get_candidate_names())]
+            (shared / f"{worker_id}.part").write_text("\\n".join(map(str, draws)))
+            os.rename(shared / f"{worker_id}.part", shared / worker_id)
+            while len(list(shared.glob("gw?"))) < 4:
+                time.sleep(0.01)
+        """
+    )
+    forkd(f"--forkd-warm={warm}", workers=4).assert_outcomes(passed=4)
+    draws = [line for path in shared.iterdir() for line in path.read_text().split("\n")]
+    assert len(draws) == len(set(draws)) == 20
+
+
+def test_an_agent_that_evaluates_nothing(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Then each exchange is a command; slower, and the same."""
+    pytester.makepyfile(
+        """
+        import pytest, sys
+        @pytest.mark.parametrize("i", range(20))
+        def test_it(i):
+            print("x" * 100_000)
+            assert i != 3
+        """
+    )
+    daemon.faults({"path": "/v1/sandboxes/[^/]+/eval", "status": 500, "times": -1})
+    try:
+        result = forkd(workers=2)
+    finally:
+        daemon.faults()
+    result.assert_outcomes(passed=19, failed=1)
+    assert result.stdout.str().count("x" * 100_000) == 1
+
+
+def test_standard_error_arrives_as_it_is_written(pytester: pytest.Pytester, forkd: Runner) -> None:
+    """With ``-s``, and from outside of tests."""
+    pytester.makeconftest("import os; os.write(2, b'while collecting\\n')")
+    pytester.makepyfile(
+        """
+        import os, sys
+        def test_it():
+            print("from a test", file=sys.stderr)
+            os.write(2, b"from below")
+        """
+    )
+    result = forkd("-s", workers=1)
+    result.assert_outcomes(passed=1)
+    for text in ("while collecting", "from a test", "from below"):
+        assert text in result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("conftest", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "the guest's parent process has ended"),
+        ("import os; os._exit(7)", "the guest's parent process has ended"),
+        ("raise MemoryError('no room')", "no room"),
+    ],
+)
+def test_a_collector_that_dies(
+    pytester: pytest.Pytester, forkd: Runner, conftest: str, said: str
+) -> None:
+    """The run ends, and says why."""
+    pytester.makeconftest(
+        "import os\nif 'PYTEST_XDIST_WORKER' in dict(os.environ):\n    " + conftest
+    )
+    pytester.makepyfile("def test_it(): pass")
+    result = forkd("--forkd-warm=collection", workers=2)
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR)
+    assert said in result.stdout.str() + result.stderr.str()

@@ -51,10 +51,11 @@ def test_options_that_make_no_sense(refused: Refused, option: str, complaint: st
     assert complaint in refused(*option.split())
 
 
-def test_no_tag(pytester: pytest.Pytester, run: Runner, daemon: StandIn) -> None:
+def test_no_snapshot_of_this_suite(pytester: pytest.Pytester, run: Runner, daemon: StandIn) -> None:
+    """Without a tag it is the one that ``snapshot build`` would make."""
     result = run("--forkd-backend=forkd", f"--forkd-url={daemon.url}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "--forkd-tag" in result.stderr.str()
+    assert "no snapshot 'pytest-forkd-test-no-sn" in result.stderr.str()
     assert "snapshot build" in result.stderr.str()
 
 

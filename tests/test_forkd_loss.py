@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StandIn, Sta
         ("os.kill(os.getpid(), signal.SIGSEGV)", "The worker process died: signal SIGSEGV."),
         ("os._exit(3)", "The worker process died: exit code 3."),
         (
-            "time.sleep(0.3); os.kill(os.getppid(), signal.SIGKILL)",
+            "time.sleep(0.3); os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)",
             "the guest's parent process has ended",
         ),
     ],
@@ -283,3 +284,80 @@ def test_a_controller_that_is_killed_leaves_no_machine(
         assert wait_until(lambda: list(records.glob("*.json")) == [], 20)
         assert run.left(10) == []
     assert_nothing_is_left(records, daemon)
+
+
+# -- a bad line --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_eight_workers_over_a_line_that_loses_and_delays(
+    pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, records: Path
+) -> None:
+    """Every report arrives, once. ``FORKD_SOAK_SECONDS`` says for how long; 15 by default."""
+    seconds = float(os.environ.get("FORKD_SOAK_SECONDS", "15"))
+    count = int(seconds * 8 / 0.1)
+    pytester.makepyfile(
+        f"""
+        import time
+        import pytest
+        @pytest.mark.parametrize("i", range({count}))
+        def test_it(i):
+            print("x" * (i % 50) * 100)
+            time.sleep(0.1)
+        """
+    )
+    with StandIn(tmp_path_factory.mktemp("soak")) as daemon:
+        daemon.boot(TAG, WARMUP, {str(tmp_path_factory.getbasetemp()): None})
+        path = "/v1/sandboxes/[^/]+/eval"
+        kinds: list[dict[str, Any]] = [
+            {"drop": "before"},
+            {"drop": "after"},
+            {"delay": 0.5},
+            {"status": 500},
+        ]
+        daemon.faults(
+            *({"path": path, "skip": 40 * i, **kinds[i % 4]} for i in range(1, int(seconds * 8)))
+        )
+        with BackgroundRun(pytester, *options(daemon), "-rA", "-q", workers=8) as run:
+            assert run.wait(seconds * 4 + 60) == pytest.ExitCode.OK, run.output[-3000:]
+            assert f"{count} passed" in run.output
+            assert "node down" not in run.output
+            assert len(set(_passed(run.output))) == len(_passed(run.output)) == count
+        log = daemon.log.read_text()
+        assert log.count('/eval HTTP/1.1" 500') >= 5
+        assert_nothing_is_left(records, daemon)
+
+
+def _passed(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("PASSED ")]
+
+
+@pytest.mark.slow
+def test_a_daemon_that_hangs_is_given_up(
+    pytester: pytest.Pytester,
+    two: tuple[StandIn, StandIn],
+    records: Path,
+    shared: Path,
+) -> None:
+    """It accepts connections and answers nothing: its workers' tests run elsewhere."""
+    write_suite(
+        pytester,
+        """
+        @pytest.mark.parametrize("i", range(4))
+        def test_it(i):
+            note("running-" + os.environ["PYTEST_XDIST_WORKER"])
+            wait_for("go-on")
+        """,
+    )
+    one, other = two
+    with BackgroundRun(pytester, *options(*two), "--forkd-warm=imports", workers=2) as run:
+        assert wait_until(lambda: len(list(shared.glob("running-*"))) == 2, 30), run.output
+        os.kill(one.pid, signal.SIGSTOP)
+        try:
+            assert wait_until(lambda: "is lost" in run.output, 90), run.output
+            (shared / "go-on").touch()
+            assert run.wait(90) == pytest.ExitCode.OK, run.output
+        finally:
+            os.kill(one.pid, signal.SIGCONT)
+        assert "4 passed" in run.output
+    assert other.get("/v1/sandboxes") == []

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pytest_forkd.backends.project import Project, SyncSettings
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.mux import OPEN, data_frames
+from pytest_forkd.qemu.accelerator import Accelerator
 from pytest_forkd.qemu.progress import ProgressBar
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
@@ -247,6 +249,7 @@ class QemuBackend(MachinesBackend):
     """
 
     name = "qemu"
+    worth_sharing = 0.0  # a branch costs less than any collection in a guest
     rebuild = "pytest-forkd image prune --older-than 0s"
 
     def __init__(
@@ -298,6 +301,7 @@ class QemuBackend(MachinesBackend):
         if self._host is None:
             assert self._preparation is not None
             base, snapshot = self._wait_for(self._preparation)
+            self._explain_emulation(base.accelerator)
             self._base = base
             self._host = QemuHost(base, snapshot, lambda: self._level == "collection")
         return [self._host]
@@ -322,7 +326,22 @@ class QemuBackend(MachinesBackend):
         made = "kept snapshot" if seconds is None else f"snapshot built in {seconds:.0f} s"
         if self._base.accelerator.name == "kvm":
             return f"{made}, KVM"
-        return f"{made}, emulated: {self._base.accelerator.why_not}"
+        return f"{made}, emulated"
+
+    def _explain_emulation(self, accelerator: Accelerator) -> None:
+        """Say once what emulation costs, and how to do without."""
+        if accelerator.name == "kvm":
+            return
+        try:
+            with open(self._store.directory / "emulation-explained", "x"):
+                pass
+        except OSError:
+            return  # it was said, or cannot be noted
+        self._progress.say(
+            f"forkd: guests are emulated, since {accelerator.why_not}.\n"
+            "forkd: emulated, Python runs about 10 times slower, imports 20 times and numerical "
+            "code 100 times and more.\n"
+        )
 
     def _environ_patterns(self) -> list[str]:
         return list(self._settings.environ)
@@ -332,6 +351,17 @@ class QemuBackend(MachinesBackend):
         if failures:
             name, why = next(iter(failures.items()))
             raise MachineError(f"the guest's parent could not import {name!r}: {why}")
+
+    def _worker_said(self, entry: Any, name: str, value: dict[str, Any]) -> None:
+        if name == "exit" and value["status"] & 0x7F == signal.SIGKILL:
+            # Nobody in the guest can tell who did it; the kernel says it to the console.
+            assert self._host is not None
+            vm = self._host.vm(entry.place.name)
+            console = "" if vm is None else vm.console()
+            if (at := console.rfind(_OUT_OF_MEMORY)) >= 0:
+                line = console[at:].partition("\n")[0]
+                value = {**value, "err": f"{value['err']}\nThe guest's kernel: {line}\n"}
+        super()._worker_said(entry, name, value)
 
     def _all_hosts(self) -> list[Host]:
         return [] if self._host is None else [self._host]

@@ -129,8 +129,8 @@ class SocketIO:
     def receive(self) -> tuple[list[Message], bool]:
         """Read what has arrived, without waiting.
 
-        :returns: the complete messages, and whether the peer has closed. Once they are handled, call
-            :meth:`check`.
+        :returns: the complete messages, and whether the peer has closed. Once they are handled,
+            call :meth:`check`.
         """
         eof = False
         while True:

@@ -33,7 +33,13 @@ def add_commands(commands: Any) -> None:
     prune.set_defaults(run=_prune)
     add_snapshot_commands(commands)
     doctor = commands.add_parser(
-        "doctor", help="look at all that a run with --forkd-backend=forkd needs, and say what to do"
+        "doctor", help="look at all that a run in virtual machines needs, and say what to do"
+    )
+    doctor.add_argument(
+        "--backend",
+        choices=("forkd", "qemu"),
+        default="forkd",
+        help="the backend that is to be used (default: forkd); all options below are forkd's",
     )
     add_options(doctor)
     doctor.add_argument("--tag", help="the snapshot; by default that of the project")
@@ -45,6 +51,11 @@ def add_commands(commands: Any) -> None:
 
 def _doctor(options: argparse.Namespace) -> int:
     from pytest_forkd.doctor import show
+
+    if options.backend == "qemu":
+        from pytest_forkd.qemu import diagnosis
+
+        return show(diagnosis.examine())
     from pytest_forkd.forkd.diagnosis import Question, examine
 
     return show(

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.tables import duration, print_table
 
 __all__ = ["add_image_commands"]
 
@@ -96,13 +97,17 @@ def _list(options: argparse.Namespace) -> int:
     if not entries:
         print("nothing has been built")
         return 0
-    print(f"{'KIND':<10}{'NAME':<28}{'SIZE':>9}  {'LAST USE':<14}WHAT")
-    for entry in entries:
-        used = f"{_age(time.time() - entry.used)} ago"
-        print(
-            f"{entry.kind[:-1]:<10}{entry.name:<28}{_size(entry.size):>9}  {used:<14}"
-            f"{_what(entry.kind, entry.meta)}".rstrip()
-        )
+    rows = [
+        [
+            entry.kind[:-1],
+            entry.name,
+            _size(entry.size),
+            f"{duration(time.time() - entry.used)} ago",
+            _what(entry.kind, entry.meta) or "-",
+        ]
+        for entry in entries
+    ]
+    print_table(["KIND", "NAME", "SIZE", "LAST USE", "WHAT"], rows)
     return 0
 
 
@@ -162,10 +167,3 @@ def _remove_one(store: Any, entry: Any) -> bool:
 
 def _size(size: int) -> str:
     return f"{size / 1e6:.0f} MB"
-
-
-def _age(seconds: float) -> str:
-    for unit in "dhm":
-        if seconds >= 2 * _UNITS[unit]:
-            return f"{seconds / _UNITS[unit]:.0f} {unit if unit != 'm' else 'min'}"
-    return f"{max(0.0, seconds):.0f} s"

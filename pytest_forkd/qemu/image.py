@@ -33,6 +33,7 @@ __all__ = [
     "build_image",
     "image_fingerprint",
     "initramfs",
+    "mke2fs",
 ]
 
 ROOT_IMAGE = "root.ext4"
@@ -42,7 +43,7 @@ PROBE_MARK = "pytest-forkd: the kernel runs"
 #: What a guest says on its console when its root file system is there.
 BOOTED_MARK = "pytest-forkd: the guest has booted"
 #: Grows when an image that is made differently must not be taken for one of before.
-_FORMAT = 2
+_FORMAT = 3
 _MKFS_TIMEOUT = 300.0
 #: How many older images of an environment are kept.
 _KEPT_IMAGES = 1
@@ -74,6 +75,9 @@ $b mount -t devpts -o ptmxmode=0666 devpts /root/dev/pts
 $b mount -t tmpfs -o mode=1777 tmpfs /root/dev/shm
 # /tmp has none of its own: environments and projects may be in it.
 $b mount -t tmpfs -o mode=0755 tmpfs /root/run
+if $b ifconfig eth0 10.0.2.15 netmask 255.255.255.0 2>/dev/null; then
+    $b route add default gw 10.0.2.2
+fi
 for name in fd:/proc/self/fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
     $b ln -sf ${{name#*:}} /root/dev/${{name%%:*}}
 done
@@ -157,7 +161,7 @@ def build_image(
 def _build(
     folder: Path, store: Store, kernel: Kernel, what: Contents, progress: Progress
 ) -> dict[str, Any]:
-    mkfs = _mke2fs()
+    mkfs = mke2fs()
     shell = busybox(store)
     (folder / INITRD).write_bytes(initramfs(kernel, shell))
     # In the store, where hard links to the environment are most likely to be possible.
@@ -193,7 +197,11 @@ def initramfs(kernel: Kernel, shell: Path) -> bytes:
     return archive(files)
 
 
-def _mke2fs() -> str:
+def mke2fs() -> str:
+    """The path of the program that makes root images.
+
+    :raises BackendError: if it is not installed.
+    """
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin:/usr/local/sbin"
     found = shutil.which("mke2fs", path=path)
     if found is None:

@@ -23,7 +23,15 @@ from pytest_forkd.qemu.store import Store
 __all__ = ["MODULES", "Kernel", "busybox", "find_kernel", "module_files"]
 
 #: What a guest needs beside the kernel itself, in the order of loading; built in, or a module.
-MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "overlay", "ext4")
+MODULES = (
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_net",
+    "overlay",
+    "ext4",
+)
 #: Distribution packages that hold a kernel for virtual machines, best first.
 _PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64")
 _DOWNLOAD_TIMEOUT = 300.0

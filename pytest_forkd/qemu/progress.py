@@ -64,6 +64,10 @@ class ProgressBar:
         if self._stage and self._on_terminal:
             self._write("\r\033[K")
 
+    def say(self, text: str) -> None:
+        """Write something else, where the bar is not being drawn."""
+        self._write(text)
+
     @property
     def seconds(self) -> float | None:
         """How long it all took; ``None`` if there was nothing to do."""

@@ -36,6 +36,7 @@ _MIGRATE_TIMEOUT = 60.0
 _KILL_TIMEOUT = 10.0
 _CONSOLE_BYTES = 16 * 1024
 #: How a line begins that is not the guest's.
+_PANIC = "Kernel panic"
 _COMPLAINTS = ("qemu-system", "setpriv:")
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 #: Devices that nobody needs, left out, make restoring faster.
@@ -332,12 +333,20 @@ class VirtualMachine:
                 self._tail += data
                 del self._tail[:-_CONSOLE_BYTES]
 
-    def console(self, lines: int = 20) -> str:
-        """The last lines of the guest's console, and what QEMU has complained about."""
+    def console(self, lines: int = 1000) -> str:
+        """The last lines of the guest's console, and what QEMU has complained about.
+
+        If the kernel panicked, they are the lines before and after it says so: a long trace of its
+        own follows.
+        """
         self.read_console()
         text = self._tail.decode("utf-8", "replace").replace("\r", "")
         printable = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-        return "\n".join(printable.strip().splitlines()[-lines:])
+        found = printable.strip().splitlines()
+        panic = next((i for i, line in enumerate(found) if _PANIC in line), None)
+        if panic is not None:
+            found = found[: panic + lines // 2]
+        return "\n".join(found[-lines:])
 
     def describe_end(self) -> str:
         """How QEMU ended, in words."""
@@ -345,12 +354,14 @@ class VirtualMachine:
         if status is None:
             return "QEMU is still running"
         console = self.console()
-        if "Kernel panic" in console:
+        if _PANIC in console:
             return "the guest's kernel panicked"
         complaints = [line for line in console.splitlines() if line.startswith(_COMPLAINTS)]
         if status and complaints:
             return complaints[0]
         if status < 0:
+            if -status == signal.SIGBUS:
+                return "there is no space left for the guest's memory (QEMU was ended by SIGBUS)"
             with contextlib.suppress(ValueError):
                 return f"QEMU was ended by {signal.Signals(-status).name}"
         return (

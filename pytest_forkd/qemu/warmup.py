@@ -29,7 +29,14 @@ from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import CHANNEL_PORT, Hardware, Snapshot, VirtualMachine
 from pytest_forkd.snapshots.plan import Plan
 
-__all__ = ["DEFAULT_MEMORY", "Base", "check_memory", "find_base", "warm_snapshot"]
+__all__ = [
+    "DEFAULT_MEMORY",
+    "Base",
+    "available_memory",
+    "check_memory",
+    "find_base",
+    "warm_snapshot",
+]
 
 #: MiB of a guest, unless told otherwise. What it does not use costs nothing.
 DEFAULT_MEMORY = 1024
@@ -182,17 +189,18 @@ def _wait_for(
     vm: VirtualMachine, text: str, timeout: float, stage: str, what: str, progress: Progress
 ) -> None:
     begin = time.monotonic()
-    while text not in vm.console(1000):
+    while text not in vm.console():
         passed = time.monotonic() - begin
         if vm.process.poll() is not None:
             vm.read_console()
             raise BackendError(
-                f"the guest {what}: {vm.describe_end()}. Its console's last lines:\n{vm.console()}"
+                f"the guest {what}: {vm.describe_end()}. Its console's last lines:\n"
+                f"{vm.console(20)}"
             )
         if passed > timeout:
             raise BackendError(
                 f"the guest {what} within {timeout:g} seconds. Its console's last lines:\n"
-                f"{vm.console()}"
+                f"{vm.console(20)}"
             )
         # Nobody knows how long it takes: half of the bar in the first ten seconds, and so on.
         progress(stage, passed / (passed + 10.0))
@@ -223,7 +231,7 @@ def check_memory(workers: int, memory: int) -> None:
     :raises BackendError: if there is not even the least that guests use.
     """
     least = min(memory, 128)
-    available = _available()
+    available = available_memory()
     if available is not None and workers * least > available:
         raise BackendError(
             f"{workers} guests need at least {workers * least} MiB of memory, of which "
@@ -231,7 +239,7 @@ def check_memory(workers: int, memory: int) -> None:
         )
 
 
-def _available() -> int | None:
+def available_memory() -> int | None:
     """MiB that can be used without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():

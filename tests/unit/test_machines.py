@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pytest_forkd import __version__
+from pytest_forkd.backends import hosts as hosts_module
 from pytest_forkd.backends import machine as machine_module
-from pytest_forkd.backends import machines as machines_module
 from pytest_forkd.backends.base import BackendError, RunRequest, WorkerEnd
 from pytest_forkd.backends.machine import MachineError
 from pytest_forkd.backends.machines import Host, MachinesBackend, Place
@@ -354,7 +354,7 @@ def test_silence_before_the_worker_exists(
     sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It answers, and forks nothing."""
-    monkeypatch.setattr(machines_module, "_FORK_LIMIT", 0.2)
+    monkeypatch.setattr(hosts_module, "FORK_LIMIT", 0.2)
 
     def answer(message: dict[str, Any]) -> list[Any]:
         return good(message) if "fork" not in message else []

@@ -158,7 +158,7 @@ def test_the_command_lists_removes_and_prunes(
     assert cli.main(["image", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[1] == "aa2", "what was used last comes first"
-    assert "9 d ago" in next(line for line in lines if " aa1 " in line)
+    assert "9 days ago" in next(line for line in lines if " aa1 " in line)
 
     fd = os.open(held.path, os.O_RDONLY)
     try:

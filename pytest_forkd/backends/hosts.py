@@ -1,0 +1,89 @@
+"""Where machines are made, and what is known of each."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_forkd.backends.machine import Link, Machine
+
+__all__ = ["FORK_LIMIT", "SILENT", "Entry", "Host", "Place"]
+
+#: Seconds for a guest to say that it has forked its worker.
+FORK_LIMIT = 60.0
+SILENT = f"it has not said within {FORK_LIMIT:g} seconds that its worker exists"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine that has been made, and how to reach it.
+
+    :ivar name: for messages to the user.
+    :ivar connect: makes the stream to its guest; may wait, and raises MachineError.
+    :ivar remove: ends it for good; may wait; never raises.
+    """
+
+    name: str
+    connect: Callable[[], Link]
+    remove: Callable[[], None]
+
+
+class Host(abc.ABC):
+    """Where machines are made. Its methods are called in threads, and may wait.
+
+    :ivar name: for messages to the user.
+    """
+
+    name: str
+
+    @abc.abstractmethod
+    def make(self, count: int, branch: object | None) -> list[Place]:
+        """Make machines: clones of the snapshot, or of a branch.
+
+        :raises MachineError: if that is impossible.
+        """
+
+    @abc.abstractmethod
+    def branch(self, place: Place) -> object:
+        """Make a snapshot of a machine, which nobody uses any more afterwards.
+
+        :returns: what :meth:`make` takes.
+        :raises MachineError: if that is impossible.
+        """
+
+    @abc.abstractmethod
+    def alive(self) -> bool:
+        """Whether machines can still be made here."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Remove what is left of the run, branches included; never raises."""
+
+
+class Entry:
+    """What the backend knows of a machine.
+
+    :ivar stage: ``setup``, ``collecting``, ``branching``, ``idle``, ``busy`` or ``gone``.
+    :ivar ended: its guest has told of the end that is to be expected.
+    """
+
+    def __init__(self, host: Host, place: Place, machine: Machine) -> None:
+        self.host = host
+        self.place = place
+        self.machine = machine
+        self.stage = "setup"
+        self.ended = False
+        self._timer: threading.Timer | None = None
+
+    def watch(self, post: Callable[[Callable[[], None]], None], late: Callable[[], None]) -> None:
+        """Have ``late`` called in the main loop if the worker is not forked in time."""
+        self._timer = threading.Timer(FORK_LIMIT, post, (late,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def unwatch(self) -> None:
+        """There is nothing to be late with any more."""
+        if self._timer is not None:
+            self._timer.cancel()

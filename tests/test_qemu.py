@@ -1,0 +1,467 @@
+"""Workers in real virtual machines. In emulation they are slow, so each run checks several things.
+
+Without QEMU these tests are skipped; where ``PYTEST_FORKD_REQUIRE_QEMU`` is set, they fail.
+``PYTEST_FORKD_QEMU_CACHE`` names a directory that keeps image and snapshot for the next time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_forkd.backends.base import BackendError
+from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
+from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
+from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
+from pytest_forkd.snapshots.plan import Plan
+from tests.conftest import Runner
+from tests.leftovers import wait_for_no_processes
+
+pytestmark = [pytest.mark.qemu, pytest.mark.slow]
+
+#: Seconds for QEMU to notice that whoever started it was killed.
+GONE = 10
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Base, Entry]:
+    """A cache directory with an image and a snapshot of this environment."""
+    kept = os.environ.get("PYTEST_FORKD_QEMU_CACHE")
+    cache = Path(kept) if kept else tmp_path_factory.mktemp("cache")
+    store = Store(cache / "pytest-forkd")
+    try:
+        base = find_base(store)
+    except BackendError as exc:
+        if os.environ.get("PYTEST_FORKD_REQUIRE_QEMU"):
+            raise
+        pytest.skip(f"no virtual machines here: {str(exc).splitlines()[0]}")
+    return cache, base, warm_snapshot(store, base, Plan())
+
+
+@pytest.fixture
+def qemu(
+    warm: tuple[Path, Base, Entry], run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
+    """Run the suite in the test's directory in virtual machines."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
+    return lambda *args, **kwargs: run("--forkd-backend=qemu", *args, **kwargs)
+
+
+def properties(pytester: pytest.Pytester) -> list[dict[str, Any]]:
+    """What the suite's tests have recorded, by way of ``conftest.py`` below."""
+    lines = (pytester.path / "recorded").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+#: Writes, in the controller, what tests recorded; with what only the controller knows.
+RECORDER = """
+import json, time
+from pathlib import Path
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.user_properties and hasattr(report, "node"):
+        found = dict(report.user_properties)
+        found |= {"worker": report.node.gateway.id, "arrived": time.time(), "id": report.nodeid}
+        with open(Path(__file__).with_name("recorded"), "a") as file:
+            print(json.dumps(found), file=file)
+"""
+
+IDENTITY = """
+import os, random, socket, tempfile, time, uuid
+import pytest
+
+@pytest.mark.parametrize("n", range(8))
+def test(n, record_property, tmp_path):
+    record_property("drawn", [os.urandom(16).hex(), str(uuid.uuid4()), random.random(),
+                              tempfile.mktemp(), os.path.basename(tempfile.mkdtemp())])
+    record_property("host", socket.gethostname())
+    record_property("kernel", os.uname().version)
+    record_property("boot", open("/proc/sys/kernel/random/boot_id").read())
+    record_property("cwd", os.getcwd())
+    record_property("uptime", time.monotonic())
+    time.sleep(0.05)
+    record_property("now", time.time())
+"""
+
+
+@pytest.mark.parametrize("level", ["collection", "imports"])
+def test_each_worker_is_a_machine_and_nobodys_twin(
+    qemu: Runner, pytester: pytest.Pytester, level: str
+) -> None:
+    pytester.makeconftest(RECORDER)
+    pytester.makepyfile(IDENTITY)
+    result = qemu(f"--forkd-warm={level}", "--dist=load", workers=2)
+    result.assert_outcomes(passed=8)
+    found = properties(pytester)
+    workers = {each["worker"] for each in found}
+    assert workers == {"gw0", "gw1"}
+    by_worker = {each["worker"]: each["host"] for each in found}
+    assert len(set(by_worker.values())) == 2
+    assert {each["kernel"] for each in found} != {os.uname().version}
+    assert {each["cwd"] for each in found} == {str(pytester.path)}
+    drawn = [value for each in found for value in each["drawn"]]
+    assert len(set(drawn)) == len(drawn), "two clones drew the same"
+    for each in found:
+        # It took a moment to arrive, and the machine may be busy; a clock that was not set would
+        # be behind by the age of the snapshot.
+        assert -0.1 < each["arrived"] - each["now"] < 2.0
+
+
+def test_outcomes_are_those_of_a_plain_run(
+    qemu: Runner, run: Runner, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(
+        test_a="""
+            import sys, warnings, pytest
+
+            @pytest.fixture(scope="module")
+            def shared():
+                yield 1
+                print("torn down")
+
+            def test_pass(shared): pass
+            def test_fail(shared):
+                print("to stdout"); print("to stderr", file=sys.stderr)
+                assert shared == 2, "one is not two"
+            @pytest.mark.skip(reason="why not")
+            def test_skip(): pass
+            @pytest.mark.xfail
+            def test_xfail(): assert 0
+            def test_warn(): warnings.warn("look out")
+            @pytest.fixture
+            def broken(): raise OSError("broken")
+            def test_error(broken): pass
+        """,
+        test_b="def test_b(tmp_path): (tmp_path / 'x').write_text('y')",
+    )
+    pytester.mkpydir("pkg").joinpath("mod.py").write_text("X = 1")
+    pytester.makepyfile(test_c="from pkg import mod\ndef test_c(): assert mod.X == 1")
+    counts = run("-rA", "-p", "no:cacheprovider", runner="plain").parseoutcomes()
+    result = qemu("-rA", "-p", "no:cacheprovider", workers=2)
+    assert result.parseoutcomes() == counts
+    result.stdout.fnmatch_lines_random(
+        ["*AssertionError: one is not two", "to stdout", "to stderr", "*UserWarning: look out*"]
+    )
+    assert result.ret == 1
+
+
+def test_the_working_tree_is_what_is_tested(qemu: Runner, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41")
+    qemu("-q", workers=1).assert_outcomes(passed=1)
+    (pytester.path / "test_a.py").unlink()
+    (pytester.path / "lib.py").write_text("ANSWER = 42")
+    pytester.makepyfile(
+        test_b="import lib\ndef test_two(): assert lib.ANSWER == 42\n"
+        "def test_write(): open('written', 'w').write('in the guest')"
+    )
+    result = qemu("-v", workers=1)
+    result.assert_outcomes(passed=2)
+    assert "test_one" not in result.stdout.str()
+    assert not (pytester.path / "written").exists()
+
+
+DEATHS = """
+import os, signal, time
+import pytest
+
+def test_panics():
+    with open("/proc/sysrq-trigger", "w") as file:
+        file.write("c")
+    time.sleep(60)
+
+def test_takes_all_memory():
+    taken = []
+    while True:
+        taken.append(bytearray(64 << 20))
+
+def test_kills_everything():
+    os.kill(-1, signal.SIGKILL)
+    time.sleep(60)
+
+def test_spoils_its_machine():
+    for path in ("/etc/passwd", "/usr/bin/busybox", os.__file__):
+        os.unlink(path)
+    time.clock_settime(time.CLOCK_REALTIME, 10**9 + 1)
+
+@pytest.mark.parametrize("n", range(6))
+def test_fine(n):
+    assert time.time() > 1.6e9 and os.path.exists("/etc/passwd")
+"""
+
+
+def test_a_machine_that_dies_takes_one_test_with_it(
+    qemu: Runner, pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile(DEATHS)
+    result = qemu("-v", "--dist=load", "--max-worker-restart=8", workers=2)
+    outcomes = result.parseoutcomes()
+    text = result.stdout.str()
+    assert outcomes["failed"] == 3, text
+    assert outcomes["passed"] == 7, text
+    assert "the guest's kernel panicked" in text
+    assert "Kernel panic - not syncing: sysrq triggered crash" in text
+    assert re.search(r"The guest's kernel: Out of memory: Killed process \d+ \(python", text)
+    assert re.search(r"'gw\d' crashed while running '.*test_kills_everything'", text)
+
+
+def test_a_qemu_that_is_killed_is_replaced(qemu: Runner, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import os, signal
+        from pathlib import Path
+
+        killed = []
+
+        def pytest_runtest_logreport(report):
+            # In the controller, when a worker has run its first test: end all its machines.
+            if hasattr(report, "node") and report.when == "call" and not killed:
+                for task in Path("/proc/self/task").iterdir():
+                    for pid in (task / "children").read_text().split():
+                        if "qemu" in Path(f"/proc/{pid}/comm").read_text():
+                            killed.append(pid)
+                            os.kill(int(pid), signal.SIGKILL)
+        """
+    )
+    pytester.makepyfile(
+        """
+        import time, pytest
+        @pytest.mark.parametrize("n", range(6))
+        def test(n):
+            time.sleep(0.5)
+        """
+    )
+    result = qemu("--dist=load", workers=1)
+    text = result.stdout.str()
+    outcomes = result.parseoutcomes()
+    assert outcomes["failed"] == 1, text
+    assert outcomes["passed"] == 5, text
+    assert "QEMU was ended by SIGKILL" in text
+
+
+SLEEPER = """
+import time, pytest
+@pytest.mark.parametrize("n", range(2))
+def test_sleeps(n):
+    time.sleep(100)
+"""
+
+#: Counts, in the controller, the tests that have been started.
+COUNTER = """
+def pytest_runtest_logstart(nodeid):
+    with open("started", "a") as file:
+        file.write(".")
+"""
+
+
+@pytest.fixture
+def sleeping(
+    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[subprocess.Popen[str]]:
+    """A run whose workers are in the middle of their tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
+    pytester.makepyfile(SLEEPER)
+    pytester.makeconftest(COUNTER)
+    started = pytester.path / "started"
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd"]
+    process = subprocess.Popen(
+        [*command, "--dist=load", "--forkd-workers=2", "--forkd-backend=qemu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=pytester.path,
+    )
+    assert process.stdout is not None
+    try:
+        deadline = time.monotonic() + 90
+        while not started.exists() or started.stat().st_size < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_no_machine_outlives_its_run(
+    sleeping: subprocess.Popen[str], pytester: pytest.Pytester, signum: signal.Signals
+) -> None:
+    assert len(wait_for_no_processes(str(pytester.path), 0)) >= 3, "the run and its machines"
+    sleeping.send_signal(signum)
+    begin = time.monotonic()
+    assert sleeping.stdout is not None
+    text = sleeping.stdout.read()
+    sleeping.wait(30)
+    assert time.monotonic() - begin < 20
+    assert wait_for_no_processes(str(pytester.path), GONE) == []
+    if signum == signal.SIGINT:
+        assert sleeping.returncode == pytest.ExitCode.INTERRUPTED, text
+
+
+def test_two_runs_share_a_snapshot_and_need_no_privileges(
+    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
+    pytester.makepyfile("def test_a(): pass\ndef test_b(): pass")
+    # Root without any capability is nobody in particular.
+    command = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []
+    command += [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd", "-p"]
+    command += ["no:cacheprovider", "--forkd-workers=1", "--forkd-backend=qemu"]
+    names = sorted(os.listdir(warm[0] / "pytest-forkd" / "snapshots"))
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=pytester.path)
+        for _ in range(2)
+    ]
+    for each in runs:
+        text, _ = each.communicate(timeout=90)
+        assert each.returncode == 0, text
+        assert "2 passed" in text
+    assert sorted(os.listdir(warm[0] / "pytest-forkd" / "snapshots")) == names
+
+
+# the machines themselves --------------------------------------------------------------------------
+
+
+def greet(vm: VirtualMachine) -> dict[str, Any]:
+    """Have a clone made its own; returns what its parent says."""
+    restore = {
+        "time": time.time(),
+        "seed": base64.b64encode(os.urandom(64)).decode(),
+        "hostname": "clone",
+    }
+    vm.channel.settimeout(30)
+    vm.channel.sendall(data_frames(OPEN, b"") + control_frame({"restore": restore}))
+    frames = Demultiplexer(CONTROL)
+    found: dict[str, Any] = {}
+    while "restored" not in found:
+        for _channel, payload in frames.feed(vm.channel.recv(65536)):
+            found |= json.loads(payload)
+    return found
+
+
+def end(vm: VirtualMachine) -> None:
+    vm.kill()
+    vm.channel.close()
+
+
+def test_clones_come_one_after_the_other(warm: tuple[Path, Base, Entry]) -> None:
+    _cache, base, snapshot = warm
+    for _ in range(30):
+        vm = VirtualMachine.restore(base.hardware, Snapshot.in_folder(snapshot.path))
+        try:
+            vm.wait_restored()
+            found = greet(vm)
+            assert found["restored"] == {"failed": []}
+            assert found["hello"]["state"] == "rest"
+        finally:
+            end(vm)
+        assert vm.process.returncode == -signal.SIGKILL
+
+
+def test_a_clone_can_be_saved_and_cloned_and_changes_nothing(
+    warm: tuple[Path, Base, Entry],
+) -> None:
+    _cache, base, entry = warm
+    snapshot = Snapshot.in_folder(entry.path)
+    before = Path(snapshot.memory).stat().st_mtime_ns, Path(snapshot.state).read_bytes()
+    branch = Snapshot.in_memory(base.hardware.memory)
+    try:
+        snapshot.copy_to(branch)
+        vm = VirtualMachine.restore(base.hardware, snapshot, own=branch)
+        try:
+            vm.wait_restored()
+            greet(vm)
+            vm.save(branch)
+        finally:
+            end(vm)
+        for _ in range(2):
+            clone = VirtualMachine.restore(base.hardware, branch)
+            try:
+                clone.wait_restored()
+                assert greet(clone)["hello"]["state"] == "rest"
+            finally:
+                end(clone)
+    finally:
+        branch.close()
+    assert before == (Path(snapshot.memory).stat().st_mtime_ns, Path(snapshot.state).read_bytes())
+
+
+def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Entry], tmp_path: Path) -> None:
+    _cache, base, entry = warm
+    broken = Snapshot(Snapshot.in_folder(entry.path).memory, str(tmp_path / "state"))
+    (tmp_path / "state").write_bytes(b"no state of any machine")
+    vm = VirtualMachine.restore(base.hardware, broken)
+    try:
+        with pytest.raises(VmError, match=r"a virtual machine could not be restored: .+"):
+            vm.wait_restored(10)
+    finally:
+        end(vm)
+
+
+def test_what_is_kept_is_its_owners_alone(warm: tuple[Path, Base, Entry]) -> None:
+    cache, _base, snapshot = warm
+    for path in (cache / "pytest-forkd", snapshot.path, snapshot.path / "memory"):
+        assert path.stat().st_mode & 0o077 == 0
+
+
+# bad input: no machine is started -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--forkd-memory=10", "--forkd-memory: '10' is no number of MiB that a guest can have."),
+        ("--forkd-memory=much", "--forkd-memory: 'much' is no number of MiB"),
+        ("--forkd-cpus=0", "--forkd-cpus: '0' is no number of processors"),
+        ("--forkd-network=all", "--forkd-network: 'all' is none of none, user."),
+        (
+            "--forkd-kernel=/no/such/kernel",
+            "--forkd-kernel: /no/such/kernel cannot be used: No such",
+        ),
+    ],
+)
+def test_options_that_make_no_sense(
+    qemu: Runner, pytester: pytest.Pytester, option: str, message: str
+) -> None:
+    pytester.makepyfile("def test(): pass")
+    result = qemu(option)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stderr.str() + result.stdout.str()
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+
+
+def test_without_qemu_it_is_said_what_to_install(
+    qemu: Runner, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("def test(): pass")
+    monkeypatch.setenv("PATH", str(pytester.path))
+    result = qemu()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "apt-get install qemu-system-x86" in result.stderr.str() + result.stdout.str()
+
+
+def test_more_guests_than_there_is_memory_for(qemu: Runner, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(): pass")
+    match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert match is not None
+    workers = int(match[1]) // 1024 // 128 * 2
+    if workers > 500:
+        pytest.skip("each worker takes descriptors; there are not enough for so many")
+    result = qemu(workers=workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stderr.str() + result.stdout.str()
+    assert f"{workers} guests need at least {workers * 128} MiB of memory" in text

@@ -92,7 +92,14 @@ def run_build(options: argparse.Namespace) -> int:
     :raises ForkdError: if it cannot be made.
     """
     # However it is ended, nothing half-made is to stay.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _build(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _build(options: argparse.Namespace) -> int:
     from pytest_forkd.forkd.building import build, commands, locked
     from pytest_forkd.forkd.built import BuiltSnapshots, plan_for
     from pytest_forkd.forkd.recipe import default_tag

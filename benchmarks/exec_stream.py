@@ -186,7 +186,7 @@ def main() -> None:
         try:
             way: Any
             if options.way == "eval":
-                way = EvalWay(lambda code: client.eval(sandbox.id, code))
+                way = EvalWay(lambda code, limit: client.eval(sandbox.id, code, limit))
             else:
                 way = ExecWay(lambda args, limit: client.exec(sandbox.id, args, int(limit)))
             way.install()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
@@ -192,3 +194,88 @@ def daemon_delete(daemon: StandIn, tag: str) -> None:
 
     with Client(daemon.url) as client:
         assert client.delete_snapshot(tag)
+
+
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_no_two_machines_draw_the_same(
+    pytester: pytest.Pytester, forkd: Runner, shared: Path, warm: str
+) -> None:
+    """Clones of one process would, if nothing was done about it."""
+    pytester.makepyfile(
+        """
+        import os, pathlib, random, tempfile, time, uuid
+        import pytest
+        shared = pathlib.Path(os.environ["PYTEST_SHARED"])
+        @pytest.mark.parametrize("i", range(4))
+        def test_draws(i, worker_id):
+            draws = [random.random(), random.SystemRandom().random(), os.urandom(8).hex(),
+                     uuid.uuid4(), next(tempfile._get_candidate_names())]
+            (shared / f"{worker_id}.part").write_text("\\n".join(map(str, draws)))
+            os.rename(shared / f"{worker_id}.part", shared / worker_id)
+            while len(list(shared.glob("gw?"))) < 4:
+                time.sleep(0.01)
+        """
+    )
+    forkd(f"--forkd-warm={warm}", workers=4).assert_outcomes(passed=4)
+    draws = [line for path in shared.iterdir() for line in path.read_text().split("\n")]
+    assert len(draws) == len(set(draws)) == 20
+
+
+def test_an_agent_that_evaluates_nothing(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """Then each exchange is a command; slower, and the same."""
+    pytester.makepyfile(
+        """
+        import pytest, sys
+        @pytest.mark.parametrize("i", range(20))
+        def test_it(i):
+            print("x" * 100_000)
+            assert i != 3
+        """
+    )
+    daemon.faults({"path": "/v1/sandboxes/[^/]+/eval", "status": 500, "times": -1})
+    try:
+        result = forkd(workers=2)
+    finally:
+        daemon.faults()
+    result.assert_outcomes(passed=19, failed=1)
+    assert result.stdout.str().count("x" * 100_000) == 1
+
+
+def test_standard_error_arrives_as_it_is_written(pytester: pytest.Pytester, forkd: Runner) -> None:
+    """With ``-s``, and from outside of tests."""
+    pytester.makeconftest("import os; os.write(2, b'while collecting\\n')")
+    pytester.makepyfile(
+        """
+        import os, sys
+        def test_it():
+            print("from a test", file=sys.stderr)
+            os.write(2, b"from below")
+        """
+    )
+    result = forkd("-s", workers=1)
+    result.assert_outcomes(passed=1)
+    for text in ("while collecting", "from a test", "from below"):
+        assert text in result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("conftest", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "the guest's parent process has ended"),
+        ("import os; os._exit(7)", "the guest's parent process has ended"),
+        ("raise MemoryError('no room')", "no room"),
+    ],
+)
+def test_a_collector_that_dies(
+    pytester: pytest.Pytester, forkd: Runner, conftest: str, said: str
+) -> None:
+    """The run ends, and says why."""
+    pytester.makeconftest(
+        "import os\nif 'PYTEST_XDIST_WORKER' in dict(os.environ):\n    " + conftest
+    )
+    pytester.makepyfile("def test_it(): pass")
+    result = forkd("--forkd-warm=collection", workers=2)
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR)
+    assert said in result.stdout.str() + result.stderr.str()

@@ -76,9 +76,10 @@ def test_all_is_well(doctor: Doctor, daemon: StandIn) -> None:
     assert lines[3] == "ok   snapshot good: bootable, 0 days old"
     assert lines[4].startswith("ok   guest: restored and answering after 0.")
     assert lines[5] == "ok   parent: ready in the snapshot"
-    assert "guest kernel: " in lines[6]
-    assert lines[7].startswith("ok   guest: Python 3.")
-    assert lines[8] == "ok   records: no run has left anything"
+    assert lines[6].startswith("warn guest disk: ")  # the stand-in's guests share the host's
+    assert "guest kernel: " in lines[8]
+    assert lines[9].startswith("ok   guest: Python 3.")
+    assert lines[10] == "ok   records: no run has left anything"
     assert not [line for line in lines if line.startswith("FAIL")]
 
 
@@ -134,7 +135,10 @@ def test_snapshots_of_no_use(doctor: Doctor, tag: str, message: str) -> None:
     assert result.returncode == 1
     [line] = [line for line in result.stdout.splitlines() if line.startswith("FAIL")]
     assert message in line
-    assert "pytest-forkd snapshot build" in result.stdout or "--boot-wait-secs 60" in result.stdout
+    assert (
+        "pytest-forkd snapshot build" in result.stdout
+        or "a longer --boot-wait-secs" in result.stdout
+    )
 
 
 def test_an_old_snapshot_and_an_old_daemon(doctor: Doctor, daemon: StandIn) -> None:
@@ -170,14 +174,20 @@ def test_the_snapshot_of_the_project(doctor: Doctor) -> None:
 @pytest.mark.parametrize(
     ("answer", "level", "message"),
     [
-        (("5.10.0", "3.12.1", __version__), "warn", "guest kernel: 5.10.0 does not notice"),
-        (("6.1.141", "3.12.1", __version__), "ok  ", "guest kernel: 6.1.141 reseeds itself"),
+        (("5.10.0", "3.12.1", __version__, True), "warn", "guest kernel: 5.10.0 does not notice"),
+        (("6.1.141", "3.12.1", __version__, True), "ok  ", "guest kernel: 6.1.141 reseeds itself"),
+        (("6.1.141", "3.12.1", __version__, True), "ok  ", "guest disk: read-only"),
         (
-            ("6.1.141", "3.12.1", "0.0.1"),
+            ("6.1.141", "3.12.1", __version__, False),
+            "warn",
+            "guest disk: all guests of forkd share",
+        ),
+        (
+            ("6.1.141", "3.12.1", "0.0.1", True),
             "FAIL",
             f"has pytest-forkd 0.0.1, and here is {__version__}",
         ),
-        (("6.1.141", "3.12.1", False), "FAIL", "its Python has no pytest-forkd"),
+        (("6.1.141", "3.12.1", False, True), "FAIL", "its Python has no pytest-forkd"),
         ("\x1b[2J", "FAIL", "it cannot be looked into"),
     ],
 )

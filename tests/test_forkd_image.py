@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -41,13 +42,19 @@ script = '''
 set -e
 cat /etc/forkd-recipe.env
 eval "$(cat /etc/forkd-recipe.env)"
-cd / && $FORKD_WARMUP_CMD >/ready </dev/null &
-while [ ! -s /ready ]; do :; done
-cat /ready
+cd / && $FORKD_WARMUP_CMD >/tmp/ready </dev/null &
+while [ ! -s /tmp/ready ]; do :; done
+cat /tmp/ready
+for each in /etc /usr /run /root /var/data %s; do
+    if (: >$each/new) 2>/dev/null; then echo "$each"; fi
+done
 /usr/local/bin/python3 -c "import os, pytest_forkd, json
-print(pytest_forkd.__file__, sorted(os.listdir(%r)))"
-''' % (sys.argv[-1],)
-command = ["docker", "run", "--rm", "--network=none", image, "/bin/sh", "-c", script]
+print(pytest_forkd.__file__, sorted(os.listdir('%s')))"
+''' % (sys.argv[-1], sys.argv[-1])
+# The first process is called as in a guest, and may mount as there; /tmp is in memory, as there.
+command = ["docker", "run", "--rm", "--network=none", "--cap-add=SYS_ADMIN", "--tmpfs=/tmp"]
+command += ["--security-opt=seccomp=unconfined", "--security-opt=apparmor=unconfined", image]
+command += ["/bin/sh", "-c", script, "forkd-agent"]
 done = subprocess.run(command, capture_output=True, text=True, timeout=60)
 open({record!r}, "w").write(json.dumps([done.returncode, done.stdout, done.stderr]))
 sys.exit(done.returncode)
@@ -131,9 +138,13 @@ def snapshot_build(project: Path, *args: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    # Not below /tmp, where guests have something else.
+    with tempfile.TemporaryDirectory(prefix="forkd-project-", dir="/var/tmp") as name:
+        yield from _project(Path(name), tmp_path, monkeypatch)
+
+
+def _project(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (folder / "test_it.py").write_text("import filelock\n\ndef test_it(): pass\n")
     programs = tmp_path / "programs"
     programs.mkdir()
@@ -143,7 +154,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("FORKD_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return folder
+    yield folder
 
 
 def images() -> list[str]:
@@ -162,18 +173,30 @@ def test_a_guest_has_a_ready_parent_and_the_project(
     before = images()
     (project / "Dockerfile").write_text(f"FROM {base}\n")
     result = snapshot_build(
-        project, "--dockerfile", "Dockerfile", "--preload", "filelock", "--forkd-arg", str(project)
+        project,
+        "--dockerfile",
+        "Dockerfile",
+        "--preload",
+        "filelock",
+        "--writable",
+        "/var/data",
+        "--forkd-arg",
+        str(project),
     )
     assert result.returncode == 0, result.stderr
     status, out, err = json.loads((tmp_path / "record").read_text())
     assert status == 0, err
-    recipe, ready, rest = out.splitlines()
+    recipe, ready, *writable, rest = out.splitlines()
     assert recipe == (
-        'FORKD_WARMUP_CMD="/usr/local/bin/python3 -m pytest_forkd.parent --ready-json '
-        '--plan /etc/pytest-forkd/plan.json"'
+        'FORKD_WARMUP_CMD="/usr/local/bin/python3 -m pytest_forkd.parent --ready-json --rehearse '
+        f'--plan /etc/pytest-forkd/plan.json --in-memory {project} --in-memory /var/data"'
     )
     assert json.loads(ready) == {"ready": True}
-    assert rest.endswith("site-packages/pytest_forkd/__init__.py ['Dockerfile', 'test_it.py']")
+    # The rest of the disk is read-only, since all guests share it.
+    assert writable == ["/run", "/root", "/var/data", str(project)]
+    assert err == ""
+    listed = "['Dockerfile', 'new', 'test_it.py']"
+    assert rest.endswith(f"site-packages/pytest_forkd/__init__.py {listed}")
     assert images() == before
 
 

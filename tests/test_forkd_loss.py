@@ -330,3 +330,34 @@ def test_eight_workers_over_a_line_that_loses_and_delays(
 
 def _passed(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("PASSED ")]
+
+
+@pytest.mark.slow
+def test_a_daemon_that_hangs_is_given_up(
+    pytester: pytest.Pytester,
+    two: tuple[StandIn, StandIn],
+    records: Path,
+    shared: Path,
+) -> None:
+    """It accepts connections and answers nothing: its workers' tests run elsewhere."""
+    write_suite(
+        pytester,
+        """
+        @pytest.mark.parametrize("i", range(4))
+        def test_it(i):
+            note("running-" + os.environ["PYTEST_XDIST_WORKER"])
+            wait_for("go-on")
+        """,
+    )
+    one, other = two
+    with BackgroundRun(pytester, *options(*two), "--forkd-warm=imports", workers=2) as run:
+        assert wait_until(lambda: len(list(shared.glob("running-*"))) == 2, 30), run.output
+        os.kill(one.pid, signal.SIGSTOP)
+        try:
+            assert wait_until(lambda: "is lost" in run.output, 90), run.output
+            (shared / "go-on").touch()
+            assert run.wait(90) == pytest.ExitCode.OK, run.output
+        finally:
+            os.kill(one.pid, signal.SIGCONT)
+        assert "4 passed" in run.output
+    assert other.get("/v1/sandboxes") == []

@@ -14,6 +14,7 @@ import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import Distribution
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
+from pytest_forkd.cli import main
 from pytest_forkd.forkd.built import BuiltSnapshots, choose_tag, plan_for
 from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.forkd.recipe import Wishes, default_tag
@@ -49,10 +51,13 @@ with open(os.path.join(folder, "calls"), "a") as file:
     file.write(json.dumps(["forkd", *sys.argv[1:]]) + "\\n")
 if os.environ.get("FORKD_FAILS"):
     sys.exit("no kernel found")
+if os.environ.get("XDG_DATA_HOME") == "/elsewhere":
+    sys.exit()
 tag = sys.argv[sys.argv.index("--tag") + 1]
 rootfs = os.path.join(folder, "rootfs.json")
 with open(rootfs, "w") as file:
-    file.write("{{}}")
+    recipe = {{"FORKD_WARMUP_CMD": "python3 -m pytest_forkd.parent --ready-json"}}
+    json.dump({{"recipe": recipe if os.environ.get("FORKD_READY") else {{}}}}, file)
 body = json.dumps({{"tag": tag, "kernel": rootfs, "rootfs": rootfs}}).encode()
 request = urllib.request.Request(os.environ["FORKD_URL"] + "/v1/snapshots", body)
 urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open(request)
@@ -108,14 +113,30 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(project: Path, programs: Path) -> Command:
-    """Run ``pytest-forkd snapshot`` in the project."""
+def command(
+    project: Path,
+    programs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> Command:
+    """Run ``pytest-forkd snapshot`` in the project, in this process."""
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        full = [sys.executable, "-m", "pytest_forkd.cli", "snapshot", *args]
-        return subprocess.run(full, capture_output=True, text=True, cwd=project, timeout=60)
+        monkeypatch.chdir(project)
+        capfd.readouterr()
+        try:
+            status = main(complete(args))
+        except SystemExit as exc:
+            status = int(str(exc.code))
+        return subprocess.CompletedProcess(args, status, *capfd.readouterr())
 
     return run
+
+
+def complete(args: tuple[str, ...]) -> list[str]:
+    """Arguments of ``pytest-forkd``; most tests do without a look into the guest."""
+    unchecked = args[0] == "build" and "FORKD_READY" not in os.environ
+    return ["snapshot", *args, *(["--no-check"] if unchecked else [])]
 
 
 def calls(programs: Path) -> list[list[str]]:
@@ -246,13 +267,16 @@ def test_a_dockerfile_of_the_project_comes_first(
 
 
 def test_builds_that_are_started_together_make_one_snapshot(
-    command: Command, programs: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     monkeypatch.setenv("DOCKER_TAKES", "0.5")
+    full = [sys.executable, "-m", "pytest_forkd.cli", *complete(("build",))]
+
+    def build(_number: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(full, capture_output=True, text=True, cwd=project, timeout=60)
+
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda _: command("build"), range(3)))
+        results = list(pool.map(build, range(3)))
     assert [each.returncode for each in results] == [0, 0, 0]
     assert len([each for each in calls(programs) if each[0] == "forkd"]) == 1
     assert sorted(each.stdout.split()[-1] for each in results) == ["already", "already", "made"]
@@ -286,6 +310,30 @@ def test_a_build_that_fails_leaves_nothing(
     assert daemon.get("/v1/snapshots") == []
 
 
+def test_a_guest_of_the_new_snapshot_is_looked_into(
+    command: Command, programs: Path, daemon: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORKD_READY", "1")
+    result = command("build")
+    assert result.returncode == 0, result.stdout
+    assert "ok   parent: ready in the snapshot" in result.stdout
+    assert daemon.get("/v1/sandboxes") == []
+    monkeypatch.setenv("FORKD_READY", "")
+    unready = command("build", "--tag", "unready")
+    assert unready.returncode == 1
+    assert "FAIL parent: it was not ready when the snapshot was taken" in unready.stdout
+    assert "build it with a longer --boot-wait-secs" in unready.stdout
+
+
+def test_a_snapshot_that_the_daemon_does_not_find(command: Command, programs: Path) -> None:
+    result = command("build", "--data-home", "/elsewhere")
+    assert result.returncode == 1
+    assert "does not list it." in result.stderr
+    assert "Give --data-home DIR, so that DIR/forkd/snapshots is where" in result.stderr
+    printed = command("build", "--data-home", "/var/lib", "--sudo", "--print").stdout
+    assert "\nsudo -E env XDG_DATA_HOME=/var/lib forkd from-image pytest-forkd:" in printed
+
+
 @pytest.mark.parametrize("name", ["docker", "forkd"])
 def test_programs_that_are_missing(
     command: Command, programs: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -307,7 +355,6 @@ def test_programs_that_are_missing(
         (["--extra", "a]"], "'a]' is no name of an extra"),
         (["--requirements", "missing.txt"], "there is no file "),
         (["--dockerfile", "missing"], "there is no file "),
-        (["--boot-wait-secs", "61"], "--boot-wait-secs: forkd waits 60 seconds at most."),
         (["--extra", "test"], "has no pyproject.toml or setup.py"),
         (["--project", "/missing"], "/missing is no directory"),
         (["--url", "http://127.0.0.1:1", "--url", "http://127.0.0.1:2"], "run this on each host"),

@@ -223,7 +223,8 @@ class Fleet(abc.ABC):
             entry.machine.close()
             del self._entries[id(entry)]
             if not self._closed:
-                self._mailbox.submit(entry.place.remove)
+                if entry.host in self._hosts:  # else it may not answer; close() sees to the rest
+                    self._mailbox.submit(entry.place.remove)
                 self._mailbox.submit(self._release, entry.machine)
 
     @staticmethod

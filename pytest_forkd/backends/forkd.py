@@ -163,11 +163,11 @@ class Daemon(Host):
                 "Build the snapshot anew: pytest-forkd snapshot build"
             )
 
-        patience = _Patience(sandbox)
+        patience = _Patience(sandbox, self.alive)
 
-        def evaluate(code: str) -> Any:
+        def evaluate(code: str, timeout: float) -> Any:
             with patience():
-                return self.client.eval(sandbox, code)
+                return self.client.eval(sandbox, code, timeout)
 
         def execute(args: list[str], timeout: float) -> Any:
             with patience():
@@ -217,16 +217,19 @@ class _Patience:
     """Tells when there is no use in trying again: what is lost on the way may be sent again.
 
     :param sandbox: its name.
+    :param alive: whether its daemon answers at all.
     """
 
-    def __init__(self, sandbox: str) -> None:
+    def __init__(self, sandbox: str, alive: Callable[[], bool]) -> None:
         self._sandbox = sandbox
+        self._alive = alive
         self._lock = threading.Lock()
         self._since: float | None = None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Around a request to the sandbox; raises StreamError to end its stream."""
+        start = time.monotonic()
         try:
             yield
         except NoSuchSandbox as exc:
@@ -234,9 +237,10 @@ class _Patience:
         except Unreachable as exc:
             now = time.monotonic()
             with self._lock:
-                self._since = self._since or now
-                if now - self._since > _UNREACHABLE_LIMIT:
-                    raise StreamError(str(exc)) from exc
+                self._since = since = self._since or now
+            late = now - start > _UNREACHABLE_LIMIT and not self._alive()
+            if late or now - since > _UNREACHABLE_LIMIT:
+                raise StreamError(str(exc)) from exc
             raise
         else:
             self._since = None

@@ -51,6 +51,8 @@ CHUNK = 512 * 1024
 _MAX_ARGUMENT = 96 * 1024
 #: Seconds before an exchange that failed is tried again, at first and at most.
 _RETRY, _MAX_RETRY = 0.05, 1.0
+#: How often each way is tried before it is taken for closed.
+_ATTEMPTS = 3
 _PYTHONS = ("python3", "/usr/local/bin/python3", "/usr/bin/python3")
 #: Where the agent's interpreter keeps the relay.
 _KEPT = "_pytest_forkd_relay"
@@ -98,13 +100,13 @@ class _Failed(Exception):
 class EvalWay:
     """Has the agent evaluate an expression.
 
-    :param evaluate: evaluates one in the guest's agent; returns what has ``result`` (the value's
-        ``repr``) and ``error``.
+    :param evaluate: evaluates one in the guest's agent, within so many seconds; returns what has
+        ``result`` (the value's ``repr``) and ``error``.
     """
 
     chunk = CHUNK
 
-    def __init__(self, evaluate: Callable[[str], _EvalResult]) -> None:
+    def __init__(self, evaluate: Callable[[str, float], _EvalResult]) -> None:
         self._evaluate = evaluate
 
     def install(self) -> None:
@@ -117,12 +119,13 @@ class EvalWay:
             f"__import__('builtins').exec({source!r}, "
             f"__import__('sys').__dict__.setdefault({_KEPT!r}, {{'__name__': {_KEPT!r}}}))"
         )
-        answer = self._evaluate(code)
+        answer = self._evaluate(code, EXCHANGE_LIMIT)
         if answer.error or answer.result != "None":
             raise _Failed(f"eval: {answer.error or answer.result}"[:500])
 
     def __call__(self, line: str, timeout: float) -> str:
-        answer = self._evaluate(f"__import__('sys').{_KEPT}['exchange']({line!r})")
+        code = f"__import__('sys').{_KEPT}['exchange']({line!r})"
+        answer = self._evaluate(code, timeout + EXCHANGE_LIMIT)
         if answer.error:
             if _KEPT in answer.error:
                 self.install()  # the agent has been started anew
@@ -173,7 +176,7 @@ class ExecWay:
 
 
 def open_way(
-    evaluate: Callable[[str], _EvalResult] | None,
+    evaluate: Callable[[str, float], _EvalResult] | None,
     execute: Callable[[list[str], float], _ExecResult],
 ) -> Way:
     """The way into the guest that works: eval, else exec.
@@ -185,14 +188,19 @@ def open_way(
     if evaluate is not None:
         ways.insert(0, EvalWay(evaluate))
     for way in ways:
-        try:
-            way.install()
-        except StreamError:
-            raise
-        except Exception as exc:
-            reasons.append(str(exc) or type(exc).__name__)
-        else:
-            return way
+        reason = ""
+        for attempt in range(_ATTEMPTS):
+            try:
+                if attempt:
+                    time.sleep(_RETRY)  # it may have been bad luck
+                way.install()
+            except StreamError:
+                raise
+            except Exception as exc:
+                reason = reason or str(exc) or type(exc).__name__
+            else:
+                return way
+        reasons.append(reason)
     raise StreamError(f"the guest's agent runs no Python: {'; '.join(reasons)}")
 
 

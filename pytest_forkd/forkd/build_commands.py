@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 __all__ = ["add_build_options", "check_tag", "connect_all", "find_snapshot", "run_build"]
 
 #: Options of ``build`` that say what is in the image, by their names in ``Wishes``.
-_WISHES = ("image", "dockerfile", "requirements", "extras", "groups", "preload", "tests")
-#: Seconds that forkd may wait for a guest to boot.
-_MAX_BOOT_WAIT = 60
+_WISHES = (
+    "image",
+    "dockerfile",
+    "requirements",
+    "extras",
+    "groups",
+    "preload",
+    "tests",
+    "writable",
+)
 
 
 def add_build_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +42,7 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
         "--group": ("NAME", "install this dependency group of the project"),
         "--preload": ("MODULE", "have the parent import this module"),
         "--tests": ("PATH", "have the parent import what test files there import"),
+        "--writable": ("DIR", "let tests write to this directory of a guest"),
     }
     for name, (metavar, text) in several.items():
         parser.add_argument(
@@ -63,7 +71,15 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forkd-arg", action="append", default=[], metavar="ARG", help="for forkd from-image"
     )
+    parser.add_argument(
+        "--data-home",
+        metavar="DIR",
+        help="where the daemon's 'forkd/snapshots' is, if forkd would not know: its XDG_DATA_HOME",
+    )
     parser.add_argument("--sudo", action="store_true", help="run forkd with sudo -E")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not restore a guest to see whether it works"
+    )
     parser.add_argument("--force", action="store_true", help="make it anew, even if it is there")
     parser.add_argument("--print", action="store_true", help="only say what would be run")
 
@@ -128,21 +144,19 @@ def run_build(options: argparse.Namespace) -> int:
         if there is not None:
             client.delete_snapshot(tag)
         build(recipe, machine, tag, given, built)
-        _report(client, tag)
-    return 0
+        return _report(client, tag, options)
 
 
 def _machine(options: argparse.Namespace) -> Machine:
     from pytest_forkd.forkd.building import Machine
 
-    if options.boot_wait_secs > _MAX_BOOT_WAIT:
-        raise ForkdError(f"--boot-wait-secs: forkd waits {_MAX_BOOT_WAIT} seconds at most.")
     return Machine(
         mem_size_mib=options.mem_size_mib,
         size_mib=options.size_mib,
         boot_wait_secs=options.boot_wait_secs,
         docker_args=tuple(options.docker_arg),
         forkd_args=tuple(options.forkd_arg),
+        data_home=options.data_home,
         sudo=options.sudo,
     )
 
@@ -161,20 +175,34 @@ def _one_client(options: argparse.Namespace) -> Client:
     return clients[0]
 
 
-def _report(client: Client, tag: str) -> None:
+def _report(client: Client, tag: str, options: argparse.Namespace) -> int:
+    """Say what has come of it, and whether its guests work.
+
+    :returns: the exit status.
+    """
+    from pytest_forkd.doctor import show
+    from pytest_forkd.forkd.diagnosis import Question, look_into_guest
+
     try:
         found = next((each for each in client.snapshots() if each.tag == tag), None)
     except Unreachable:
         print(f"snapshot {tag} is made; start the daemon to use it")
-        return
+        return 0
     if found is None:
         raise ForkdError(
-            f"forkd has made {tag}, but the daemon at {client.url} does not list it. Is it the "
-            "daemon of this host, with the same --snapshot-root?"
+            f"forkd has made {tag}, but the daemon at {client.url} does not list it.\n"
+            "forkd puts snapshots below XDG_DATA_HOME, else below ~/.local/share of who runs it; "
+            "the daemon looks in its --snapshot-root, else in the same places of its own. Give "
+            "--data-home DIR, so that DIR/forkd/snapshots is where the daemon looks."
         )
     if not found.bootable:
         raise ForkdError(f"snapshot {tag} is made, but of no use: {found.warning or 'no reason'}.")
-    print(f"snapshot {tag} is made")
+    print(f"snapshot {tag} is made", flush=True)
+    if options.no_check:
+        return 0
+    return show(
+        look_into_guest(Question(token_file=options.token_file, ca=options.ca), client, tag)
+    )
 
 
 def find_snapshot(client: Client, tag: str) -> Snapshot | None:

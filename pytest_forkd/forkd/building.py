@@ -47,6 +47,7 @@ class Machine:
     :ivar boot_wait_secs: seconds for it to boot and to import, before the snapshot is taken.
     :ivar docker_args: more arguments for ``docker build``.
     :ivar forkd_args: more arguments for ``forkd from-image``.
+    :ivar data_home: below which forkd is to put snapshots, in ``forkd/snapshots``.
     :ivar sudo: whether forkd is run with sudo.
     """
 
@@ -55,6 +56,7 @@ class Machine:
     boot_wait_secs: int = 30
     docker_args: tuple[str, ...] = ()
     forkd_args: tuple[str, ...] = ()
+    data_home: str | None = None
     sudo: bool = False
 
 
@@ -73,6 +75,7 @@ def commands(recipe: Recipe, machine: Machine, tag: str, image: str) -> list[lis
     found.append(
         [
             *(["sudo", "-E"] if machine.sudo else []),
+            *(["env", f"XDG_DATA_HOME={machine.data_home}"] if machine.data_home else []),
             *("forkd", "from-image", image, "--tag", tag),
             *("--mem-size-mib", str(machine.mem_size_mib)),
             *("--size-mib", str(machine.size_mib)),
@@ -233,7 +236,8 @@ def _run(command: list[str], write: object = None) -> None:
     :raises ForkdError: if it fails.
     """
     print("+ " + shlex.join(command), file=sys.stderr)  # noqa: T201
-    name = " ".join([each for each in command if each not in ("sudo", "-E")][:2])
+    shown = [each for each in command if each not in ("sudo", "-E", "env") and "=" not in each]
+    name = " ".join(shown[:2])
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE if write else subprocess.DEVNULL)
     except OSError as exc:

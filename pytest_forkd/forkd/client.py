@@ -259,12 +259,13 @@ class Client:
         path, limit = self._path(sandbox, "exec"), timeout_secs + _GRACE
         return ExecResult.read(self._json("POST", path, body, limit=limit, sandbox=sandbox))
 
-    def eval(self, sandbox: str, code: str) -> EvalResult:
+    def eval(self, sandbox: str, code: str, limit: float = _EVAL_LIMIT + _GRACE) -> EvalResult:
         """Evaluate a Python expression inside the agent of a sandbox.
 
+        :param limit: seconds to wait for it; the daemon itself gives up after 30.
         :returns: the ``repr()`` of its value, or the error that it raised.
         """
-        path, limit = self._path(sandbox, "eval"), _EVAL_LIMIT + _GRACE
+        path = self._path(sandbox, "eval")
         answer = self._json("POST", path, {"code": code}, limit=limit, sandbox=sandbox)
         return EvalResult.read(answer)
 

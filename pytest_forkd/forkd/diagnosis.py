@@ -11,6 +11,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pytest_forkd import __version__
@@ -24,7 +25,10 @@ from pytest_forkd.forkd.errors import (
     Unreachable,
 )
 
-__all__ = ["Question", "examine"]
+if TYPE_CHECKING:
+    from pytest_forkd.forkd.client import Client
+
+__all__ = ["Question", "examine", "look_into_guest"]
 
 #: The release whose API is known; older ones do not say whether a snapshot can be restored.
 _KNOWN_VERSION = (0, 5, 3)
@@ -41,7 +45,8 @@ _PING_LIMIT = 20.0
 _ABOUT = (
     "(__import__('platform').release(), __import__('platform').python_version(),"
     " __import__('importlib.util').util.find_spec('pytest_forkd') is not None"
-    " and __import__('pytest_forkd').__version__)"
+    " and __import__('pytest_forkd').__version__,"
+    " bool(__import__('os').statvfs('/').f_flag & __import__('os').ST_RDONLY))"
 )
 
 
@@ -202,17 +207,15 @@ def _daemon(question: Question, url: str, token: str | None, tag: str | None) ->
                 )
         yield from _unrecorded(client, tag)
         if question.boot:
-            yield from _guest(question, client, tag)
+            yield from look_into_guest(question, client, tag)
         else:
             yield Check("guest", "skipped", "not restored (--no-boot)")
 
 
-def _unrecorded(client: object, tag: str) -> Iterator[Check]:
+def _unrecorded(client: Client, tag: str) -> Iterator[Check]:
     """Sandboxes that no run of this machine knows: lost ones, or those of other machines."""
-    from pytest_forkd.forkd.client import Client
     from pytest_forkd.forkd.records import Records
 
-    assert isinstance(client, Client)
     try:
         recorded = {entry for run in Records().all() for entry in run.sandboxes}
         found = [
@@ -247,12 +250,14 @@ def _version(name: str, version: str) -> Check:
     return Check(name, "ok", f"forkd {version}")
 
 
-def _guest(question: Question, client: object, tag: str) -> Iterator[Check]:
-    """Restore a guest, look into it, delete it."""
+def look_into_guest(question: Question, client: Client, tag: str) -> Iterator[Check]:
+    """Restore a guest, look into it, delete it.
+
+    :param client: to a daemon that has the snapshot.
+    """
     from pytest_forkd.forkd.client import Client
     from pytest_forkd.forkd.ledger import Ledger
 
-    assert isinstance(client, Client)
     try:
         ledger = Ledger(question.token_file, question.ca)
     except ForkdError as exc:
@@ -280,10 +285,7 @@ def _guest(question: Question, client: object, tag: str) -> Iterator[Check]:
         ledger.close(lambda url: Client(url, token, question.ca))
 
 
-def _look_into(client: object, sandbox: str, started: float) -> Iterator[Check]:
-    from pytest_forkd.forkd.client import Client
-
-    assert isinstance(client, Client)
+def _look_into(client: Client, sandbox: str, started: float) -> Iterator[Check]:
     deadline = time.monotonic() + _PING_LIMIT
     while True:
         try:
@@ -306,18 +308,30 @@ def _look_into(client: object, sandbox: str, started: float) -> Iterator[Check]:
             "parent",
             "problem",
             "it was not ready when the snapshot was taken",
-            "build it with --boot-wait-secs 60; if that does not help, look at the command in the "
-            "guest's /etc/forkd-recipe.env",
+            "build it with a longer --boot-wait-secs; if that does not help, look at the command "
+            "in the guest's /etc/forkd-recipe.env",
         )
     else:
         yield Check("parent", "ok", "ready in the snapshot")
     answer = client.eval(sandbox, _ABOUT)
     try:
-        kernel, python, version = ast.literal_eval(answer.result or "")
+        about = ast.literal_eval(answer.result or "")
+        if not isinstance(about, tuple):
+            raise TypeError("no tuple")
+        kernel, python, version, read_only = about
         numbers = tuple(int(each) for each in re.findall(r"\d+", str(kernel))[:2])
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         yield Check("guest", "problem", f"it cannot be looked into: {answer.error}")
         return
+    if read_only is True:
+        yield Check("guest disk", "ok", "read-only; what is written is in each guest's memory")
+    else:
+        yield Check(
+            "guest disk",
+            "warning",
+            "all guests of forkd share one disk, and can write to it: two that do damage it",
+            "pytest-forkd snapshot build makes snapshots in which it is read-only",
+        )
     if numbers < _RESEEDS:
         yield Check(
             "guest kernel",

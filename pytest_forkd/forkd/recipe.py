@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -42,7 +43,7 @@ GUEST_FILES = "/etc/pytest-forkd"
 #: The label of images that this package makes.
 LABEL = "pytest-forkd.fingerprint"
 #: To be raised when images are made in another way.
-_FORMAT = 1
+_FORMAT = 2
 _FOLDERS = ("/usr/local/bin", "/usr/bin")
 #: Where forkd's init looks for the Python that runs its agent, in this order.
 _PYTHONS = (
@@ -72,6 +73,8 @@ class Wishes:
     :ivar groups: dependency groups of the project to install.
     :ivar preload: modules for the parent to import.
     :ivar tests: paths whose test files are looked at for more modules to import.
+    :ivar writable: directories that tests write to, outside the project, the home directory, and
+        those for temporary files.
     """
 
     image: str = ""
@@ -81,6 +84,7 @@ class Wishes:
     groups: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, root: str, given: Mapping[str, object]) -> Wishes:
@@ -115,6 +119,9 @@ class Wishes:
         for name in (*lists["extras"], *lists["groups"]):
             if not _NAME.fullmatch(name):
                 raise ForkdError(f"{name!r} is no name of an extra or a dependency group.")
+        for name in lists["writable"]:
+            if not os.path.isabs(name) or name != os.path.normpath(name) or name == "/":
+                raise ForkdError(f"--writable: {name!r} is no absolute path of a directory.")
         for name in (*lists["requirements"], *filter(None, [texts["dockerfile"]])):
             if not os.path.isfile(os.path.join(root, name)):
                 raise ForkdError(f"there is no file {os.path.join(root, name)}.")
@@ -221,8 +228,6 @@ def install_script(recipe: Recipe, wheel: str) -> str:
 
     :param wheel: the file name of this package.
     """
-    import shlex
-
     wishes = recipe.wishes
     files = [os.path.normpath(os.path.join(recipe.root, name)) for name in wishes.requirements]
     commands = [["-r", file] for file in files]
@@ -261,9 +266,22 @@ for each in {modules}; do
         exit 1
     }}
 done
-command="$python -m pytest_forkd.parent --ready-json --plan {GUEST_FILES}/plan.json"
-printf 'FORKD_WARMUP_CMD="%s"\\n' "$command" >/etc/forkd-recipe.env
+# Images tend to come without bytecode, and guests cannot write it.
+stdlib=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+"$python" -m compileall -qq "$stdlib" || true
+write='import sys; print(sys.argv[1].replace("PYTHON", sys.argv[2], 1))'
+"$python" -c "$write" {shlex.quote(_warmup(recipe))} "$python" >/etc/forkd-recipe.env
 """
+
+
+def _warmup(recipe: Recipe) -> str:
+    """The line of forkd's recipe file; ``PYTHON`` stands for the interpreter."""
+    command = ["PYTHON", "-m", "pytest_forkd.parent", "--ready-json", "--rehearse"]
+    command += ["--plan", f"{GUEST_FILES}/plan.json"]
+    for directory in (recipe.root, *recipe.wishes.writable):
+        command += ["--in-memory", directory]
+    # The agent takes off a pair of quotes around the whole, and splits the rest as a shell does.
+    return f'FORKD_WARMUP_CMD="{shlex.join(command)}"'
 
 
 def _pins() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import pytest_forkd
 from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
+from pytest_forkd.guest.disk import prepare_disk
 from pytest_forkd.guest.nursery import Connection, GuestNursery
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.project import Project
@@ -63,6 +64,13 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="run a tiny suite first, so that a run finds what it needs in memory",
     )
+    parser.add_argument(
+        "--in-memory",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="in a guest of forkd, move this directory from the disk, which all guests share",
+    )
     parser.add_argument("--skip", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
 
@@ -71,6 +79,9 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.become_subreaper()
     gc.disable()
+    if options.in_memory:
+        for problem in prepare_disk(options.in_memory):
+            print(f"pytest-forkd: {problem}", file=sys.stderr)  # noqa: T201 - the guest's console
     plan = Plan()
     if options.plan is not None:
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.standin.guest import cloning
+from tests.standin.inspection import catches, command_of, namespace_of, processes
 from tests.standin.plumbing import NotClonable, Plumbing, open_files, unix_sockets
 
 __all__ = ["Machine", "Machines", "NotClonable"]
@@ -132,7 +133,7 @@ class Machines:
                 time.sleep(0.005)
             machine.pids = [json.loads(ready.read_text())["pid"]]
             machine.namespace_fd = os.open(f"/proc/{machine.pids[0]}/ns/mnt", os.O_RDONLY)
-            machine.namespace = _namespace(machine.pids[0])
+            machine.namespace = namespace_of(machine.pids[0])
             self._freeze(machine)
             return machine
 
@@ -180,8 +181,8 @@ class Machines:
         tree = self._tree(machine)
         machine.pids, machine.parents = list(tree), tree
         for pid in tree:
-            if not _catches(pid, cloning.CLONE_SIGNAL):
-                raise NotClonable(f"process {pid} ({_command(pid)}) takes no part in cloning")
+            if not catches(pid, cloning.CLONE_SIGNAL):
+                raise NotClonable(f"process {pid} ({command_of(pid)}) takes no part in cloning")
         # The agent first, and alone: it lets requests end, for which it may need the others.
         try:
             for group in (machine.pids[:1], machine.pids[1:]):
@@ -197,7 +198,7 @@ class Machines:
                         continue
                     missing.remove(hello["pid"])
                     if "error" in hello:
-                        command = _command(hello["pid"])
+                        command = command_of(hello["pid"])
                         raise NotClonable(f"{command} cannot be cloned: {hello['error']}")
                     machine.control[hello["pid"]] = control
         except TimeoutError:
@@ -216,8 +217,8 @@ class Machines:
 
     def _tree(self, machine: Machine) -> dict[int, int]:
         """A guest's processes, the agent first, each with its parent or what stands for it."""
-        table = _processes()
-        inside = {pid for pid in table if _namespace(pid) == machine.namespace}
+        table = processes()
+        inside = {pid for pid in table if namespace_of(pid) == machine.namespace}
         inside.update(pid for pid in machine.pids if pid in table)
         found = {}
         for pid in [*machine.pids, *sorted(inside)]:
@@ -269,7 +270,7 @@ class Machines:
                 answer, _fds = cloning.receive(mine)
                 if "cloned" not in answer:
                     mine.close()
-                    raise NotClonable(f"{_command(pid)}: {answer['failed']}")
+                    raise NotClonable(f"{command_of(pid)}: {answer['failed']}")
                 new = answer["cloned"]
                 new_pids[pid] = new
                 clone.control[new] = mine
@@ -277,7 +278,7 @@ class Machines:
                 if namespace < 0:
                     namespace = os.open(f"/proc/{new}/ns/mnt", os.O_RDONLY)
                     clone.namespace_fd = namespace
-                    clone.namespace = _namespace(new)
+                    clone.namespace = namespace_of(new)
         except (EOFError, OSError) as exc:
             raise NotClonable(f"a process of the guest was lost: {exc!r}") from exc
         finally:
@@ -387,36 +388,3 @@ def _copy_tree(source: str | None, target: str, path: str) -> None:
 
 def _is_copied(path: str) -> bool:
     return os.path.islink(path) or os.path.isfile(path) or os.path.isdir(path)
-
-
-def _processes() -> dict[int, tuple[str, int]]:
-    """State and parent of every process."""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError, IndexError), open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-                found[int(name)] = (fields[0].decode(), int(fields[1]))
-    return found
-
-
-def _namespace(pid: int) -> str | None:
-    with contextlib.suppress(OSError):
-        return os.readlink(f"/proc/{pid}/ns/mnt")
-    return None
-
-
-def _catches(pid: int, signum: int) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/status", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (signum - 1) & 1)
-    return False
-
-
-def _command(pid: int) -> str:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return file.read().replace(b"\0", b" ").decode(errors="replace").strip()[:200]
-    except OSError:
-        return f"process {pid}"

@@ -278,7 +278,7 @@ class _Executed:
     exit_code: int
 
 
-def _evaluate(code: str) -> _Evaluated:
+def _evaluate(code: str, timeout: float = 0.0) -> _Evaluated:
     """What the guest's agent does."""
     try:
         return _Evaluated(repr(eval(code, {})))
@@ -348,9 +348,9 @@ def test_megabytes_there_and_back(echo: Port, kind: str) -> None:
 def test_eval_is_taken_where_it_works_and_exec_where_not(echo: Port) -> None:
     """Found out by trying."""
     assert isinstance(open_way(_evaluate, _execute), EvalWay)
-    refuses = open_way(lambda code: _Evaluated(error="SyntaxError"), _execute)
+    refuses = open_way(lambda code, timeout: _Evaluated(error="SyntaxError"), _execute)
     assert isinstance(refuses, ExecWay)
-    assert isinstance(open_way(lambda code: _Evaluated(result="3"), _execute), ExecWay)
+    assert isinstance(open_way(lambda code, timeout: _Evaluated(result="3"), _execute), ExecWay)
     assert isinstance(open_way(None, _execute), ExecWay)
     stream = ExecStream(refuses)
     stream.send(data_frames(WORKER, b"hello"))
@@ -361,7 +361,8 @@ def test_no_way_says_why_each_is_none() -> None:
     """So that it can be put right."""
     with pytest.raises(StreamError, match=r"eval: off; exec: python3: exit code 127, not found"):
         open_way(
-            lambda code: _Evaluated(error="off"), lambda args, t: _Executed("", "not found", 127)
+            lambda code, timeout: _Evaluated(error="off"),
+            lambda args, t: _Executed("", "not found", 127),
         )
 
 

@@ -1,0 +1,84 @@
+"""What runs in a guest: restoring it, and what it may not do where the kernel is shared."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import random
+import socket
+import struct
+import time
+from typing import Any
+
+import pytest
+
+from pytest_forkd.guest.restore import SHARED_KERNEL, restore
+
+
+def _message(now: float) -> dict[str, Any]:
+    seed = base64.b64encode(os.urandom(64)).decode()
+    return {"time": now, "seed": seed, "hostname": "forkd-test"}
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of the kernel, which does nothing of it."""
+    asked: list[Any] = []
+    monkeypatch.delenv(SHARED_KERNEL, raising=False)
+    monkeypatch.setattr(time, "clock_settime", lambda clock, now: asked.append(("clock", now)))
+    monkeypatch.setattr(socket, "sethostname", lambda name: asked.append(("hostname", name)))
+
+    def ioctl(file: Any, request: int, data: bytes = b"") -> None:
+        asked.append((hex(request), data))
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    return asked
+
+
+def test_a_clone_gets_clock_name_and_entropy_of_its_own(kernel: list[Any]) -> None:
+    now = time.time() - 1000
+    message = _message(now)
+    assert restore(message) == []
+    assert ("clock", now) in kernel
+    assert ("hostname", "forkd-test") in kernel
+    seed = base64.b64decode(message["seed"])
+    # struct rand_pool_info: bits, bytes, and the pool; then the generator starts from it.
+    assert kernel[-2:] == [("0x40085203", struct.pack("ii", 512, 64) + seed), ("0x5207", b"")]
+
+
+def test_a_clock_that_is_right_is_left_alone(kernel: list[Any]) -> None:
+    assert restore(_message(time.time())) == []
+    assert [name for name, _value in kernel if name == "clock"] == []
+
+
+def test_what_is_not_allowed_is_told(kernel: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the rest is done."""
+
+    def refuse(*args: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(time, "clock_settime", refuse)
+    monkeypatch.setattr(fcntl, "ioctl", refuse)
+    assert restore(_message(0.0)) == ["clock", "entropy"]
+    assert kernel == [("hostname", "forkd-test")]
+
+
+def test_a_kernel_that_is_shared_is_left_alone(
+    kernel: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a "guest" is a process of this machine, as in these tests."""
+    monkeypatch.setenv(SHARED_KERNEL, "1")
+    assert restore(_message(0.0)) == ["clock", "hostname", "entropy"]
+    assert kernel == []
+
+
+def test_pythons_generator_starts_anew(kernel: list[Any]) -> None:
+    """Two clones draw differently, even if the kernel's generator were the same in both."""
+    random.seed(1)
+    state = random.getstate()
+    restore(_message(0.0))
+    first = random.random()
+    random.setstate(state)
+    restore(_message(0.0))
+    assert random.random() != first

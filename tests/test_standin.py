@@ -16,6 +16,7 @@ pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 from pytest_forkd.forkd.client import Client, RequestFailed
 from tests.leftovers import run_processes
 from tests.standin.fixture import StandIn
+from tests.standin.inspection import processes
 
 #: A guest with a tree of processes as pytest-forkd's: a server that has forked a child, waits for
 #: that one's end with SIGCHLD, and sits in a selector on sockets, one of them listening.
@@ -277,14 +278,10 @@ def test_nothing_survives_it(tmp_path: Path, victim: str) -> None:
 
 def descendants(pid: int) -> list[int]:
     """The processes below one, which is the daemon's."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with open(f"/proc/{name}/stat", "rb") as file:
-                parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    table = processes()
     found = [pid]
     for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
+        found += [child for child, (_state, parent) in table.items() if parent == each]
     return found
 
 
@@ -314,8 +311,10 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root
     ) as starter:
-        assert starter.stdout is not None
-        pids = descendants(int(starter.stdout.readline()))
-        assert len(pids) > 1
-        starter.send_signal(signal.SIGKILL)
+        try:
+            assert starter.stdout is not None
+            pids = descendants(int(starter.stdout.readline()))
+            assert len(pids) > 1
+        finally:
+            starter.send_signal(signal.SIGKILL)
     assert wait_until_gone(pids) == []

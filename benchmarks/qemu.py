@@ -106,9 +106,8 @@ def end(vms: list[VirtualMachine]) -> None:
 
 
 def restore(base: Base, entry: Entry, repeat: int) -> None:
-    print(
-        "| clones | running, s | ready, s | memory of each (PSS), MiB |\n| ---: | ---: | ---: | ---: |"
-    )
+    print("| clones | running, s | ready, s | memory of each (PSS), MiB |")
+    print("| ---: | ---: | ---: | ---: |")
     for count in COUNTS:
         running, ready, memory = [], [], []
         for _ in range(repeat):

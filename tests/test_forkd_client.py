@@ -172,10 +172,13 @@ def test_no_token_and_a_wrong_one(daemon: StandIn) -> None:
 def test_the_token_is_shown_to_nobody(
     daemon: StandIn, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore"):
+        assert logging.getLogger(name).level == logging.WARNING  # or each request would be a line
+        caplog.set_level(logging.DEBUG, name)
     daemon.faults({"path": "/v1/snapshots", "status": 500})
     with pytest.raises(RequestFailed, match="injected") as caught:
         client.snapshots()
+    assert "HTTP Request: GET" in caplog.text
     frames: Any = caught.tb
     shown = [repr(client), str(caught.value), caplog.text, repr(client._transport.__dict__)]
     while frames is not None:
@@ -226,7 +229,7 @@ def test_too_large(client: Client) -> None:
 
 def test_busy(tmp_path: Path) -> None:
     with (
-        StandIn(tmp_path, options=("--branch-secs", "0.3")) as daemon,
+        StandIn(tmp_path, options=("--branch-secs", "1.5")) as daemon,
         Client(daemon.url) as client,
         ThreadPoolExecutor() as pool,
     ):

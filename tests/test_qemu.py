@@ -28,6 +28,7 @@ from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
 from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
+from tests.test_parity import check_outcome, run_suite
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -119,9 +120,17 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
         assert -0.1 < each["arrived"] - each["now"] < 2.0
 
 
-def test_outcomes_are_those_of_a_plain_run(
-    qemu: Runner, run: Runner, pytester: pytest.Pytester
+@pytest.mark.parametrize("level", ["collection", "imports"])
+def test_machines_have_the_outcomes_of_a_plain_run(
+    qemu: Runner, run: Runner, pytester: pytest.Pytester, level: str
 ) -> None:
+    """The suite of the process backend's parity test."""
+    plain = run_suite(pytester, run, runner="plain")
+    (pytester.path / "records").unlink()
+    check_outcome(run_suite(pytester, qemu, f"--forkd-warm={level}", workers=2), plain)
+
+
+def test_what_is_printed_is_shown(qemu: Runner, run: Runner, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         test_a="""
             import sys, warnings, pytest

@@ -35,6 +35,8 @@ MODULES = (
 #: Distribution packages that hold a kernel for virtual machines, best first.
 _PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64")
 _DOWNLOAD_TIMEOUT = 300.0
+#: Root, too, downloads to a directory of its own, which apt's own user may not enter.
+_APT_DOWNLOAD = ("apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq")
 _INSTALL_KERNEL = (
     "Install one (Debian: apt-get install linux-image-cloud-amd64; Ubuntu: linux-image-virtual;\n"
     "Fedora: kernel-core), or name one with --forkd-kernel."
@@ -165,7 +167,7 @@ def _unpack(folder: Path, package: str) -> dict[str, Any]:
     depends = _output(["apt-cache", "depends", "--recurse", "--important", package])
     names = sorted(set(re.findall(r"\b(linux-(?:image|modules)-[\w.+-]+)", depends)) | {package})
     with tempfile.TemporaryDirectory(prefix="pytest-forkd-") as temporary:
-        _output(["apt-get", "download", "-qq", *names], cwd=temporary)
+        _output([*_APT_DOWNLOAD, *names], cwd=temporary)
         for deb in Path(temporary).glob("*.deb"):
             _output(["dpkg-deb", "-x", str(deb), str(folder)])
     # A link in merged-/usr packages: the modules are needed below lib.
@@ -272,15 +274,15 @@ def busybox(store: Store) -> Path:
             f"the guests need a statically linked busybox, and none could be downloaded: {exc}.\n"
             f"{advice}"
         ) from exc
-    return next(path for path in entry.path.rglob("busybox") if path.is_file())
+    return next(path for path in entry.path.rglob("busybox") if _is_static(path))
 
 
 def _unpack_busybox(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pytest-forkd-") as temporary:
-        _output(["apt-get", "download", "-qq", "busybox-static"], cwd=temporary)
+        _output([*_APT_DOWNLOAD, "busybox-static"], cwd=temporary)
         for deb in Path(temporary).glob("*.deb"):
             _output(["dpkg-deb", "-x", str(deb), str(folder)])
-    if not any(path.is_file() and _is_static(path) for path in folder.rglob("busybox")):
+    if not any(_is_static(path) for path in folder.rglob("busybox")):
         raise BackendError("the package busybox-static holds no static busybox")
     return {"package": "busybox-static"}
 

@@ -321,6 +321,38 @@ def test_no_machine_outlives_its_run(
         assert sleeping.returncode == pytest.ExitCode.INTERRUPTED, text
 
 
+def test_building_that_is_interrupted_leaves_nothing(
+    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = pytester.path / "cache"
+    (cache / "pytest-forkd" / "images").mkdir(parents=True, mode=0o700)
+    image = warm[1].image.path
+    (cache / "pytest-forkd" / "images" / image.name).symlink_to(image)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    pytester.makepyfile("def test(): pass")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd"]
+    run = subprocess.Popen(
+        [*command, "--forkd-workers=1", "--forkd-backend=qemu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=pytester.path,
+    )
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "booting a guest" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    text = run.stdout.read()
+    assert run.wait(30) == pytest.ExitCode.INTERRUPTED, text
+    assert time.monotonic() - begin < 15
+    run.stdout.close()
+    assert wait_for_no_processes(str(pytester.path), GONE) == []
+    left = os.listdir(cache / "pytest-forkd" / "snapshots")
+    assert [name for name in left if not name.endswith(".lock")] == []
+
+
 def test_two_runs_share_a_snapshot_and_need_no_privileges(
     warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

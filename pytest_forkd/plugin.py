@@ -27,8 +27,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     from pytest_forkd.forkd_options import add_options
     from pytest_forkd.settings import BACKENDS, WARM_LEVELS
 
-    add_options(parser)
-    qemu_options.add_options(parser)
     group = parser.getgroup("forkd", "workers that are clones of one prewarmed parent")
     group.addoption(
         "--forkd-workers",
@@ -88,6 +86,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type="bool",
         default=False,
     )
+    add_options(parser)
+    qemu_options.add_options(parser)
 
 
 @pytest.hookimpl

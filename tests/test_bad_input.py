@@ -99,13 +99,6 @@ def test_no_such_choice(
     assert all(choice in told for choice in choices)
 
 
-@pytest.mark.parametrize("name", ["qemu"])
-def test_a_backend_that_is_not_there_yet(refused: Refused, name: str) -> None:
-    told = refused("--forkd-workers=2", f"--forkd-backend={name}")
-    assert name in told
-    assert "--forkd-backend=process" in told
-
-
 @pytest.mark.parametrize("source", ["option", "ini"])
 def test_a_module_to_preload_that_does_not_exist(
     pytester: pytest.Pytester, refused: Refused, source: str
@@ -353,19 +346,25 @@ def test_on_macos_the_workers_are_xdists(pytester: pytest.Pytester) -> None:
 # -- help --------------------------------------------------------------------------------------
 
 
-def test_help_shows_all_options_in_one_group(pytester: pytest.Pytester) -> None:
+def test_help_shows_all_options_in_their_groups(pytester: pytest.Pytester) -> None:
     """Each with its ini value, and the ini values where pytest lists them."""
     result = pytester.runpytest_subprocess("-p", "xdist", "-p", "forkd", "--help")
     assert result.ret == 0
     lines = result.outlines
-    options = [line for line in lines if line.startswith("  --forkd-")]
+    options = [line for line in lines if line.startswith(("  --forkd-", "  --no-forkd-"))]
     assert len(options) >= 4
-    [start] = [n for n, line in enumerate(lines) if line.startswith("workers that are clones")]
-    group = lines[start + 1 : lines.index("", start)]
-    assert [line for line in group if line.startswith("  --")] == options
-    text = " ".join(" ".join(group).split())
+    grouped, texts = [], []
+    for heading in ("workers that are clones", "workers in microVMs", "workers in virtual"):
+        [start] = [n for n, line in enumerate(lines) if line.startswith(heading)]
+        group = lines[start + 1 : lines.index("", start)]
+        grouped += [line for line in group if line.startswith("  --")]
+        texts += group
+    assert grouped == options
+    text = " ".join(" ".join(texts).split())
     for line in options:
         option = line.split("=")[0].split()[0]
+        if option.startswith("--no-") or option == "--forkd-allow-stale":
+            continue  # the other half of one, and one that is not to become a habit
         twin = option.strip("-").replace("-", "_")
         assert f"Ini value: {twin}" in text
         assert len([line for line in lines if line.startswith(f"  {twin} (")]) == 1

@@ -172,10 +172,13 @@ def test_no_token_and_a_wrong_one(daemon: StandIn) -> None:
 def test_the_token_is_shown_to_nobody(
     daemon: StandIn, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    for name in ("httpx", "httpcore"):
+        assert logging.getLogger(name).level == logging.WARNING  # or each request would be a line
+        caplog.set_level(logging.DEBUG, name)
     daemon.faults({"path": "/v1/snapshots", "status": 500})
     with pytest.raises(RequestFailed, match="injected") as caught:
         client.snapshots()
+    assert "HTTP Request: GET" in caplog.text
     frames: Any = caught.tb
     shown = [repr(client), str(caught.value), caplog.text, repr(client._transport.__dict__)]
     while frames is not None:

@@ -156,6 +156,14 @@ def test_a_snapshot_of_other_dependencies(
     assert "--forkd-allow-stale" in text
 
 
+def test_nothing_is_made_that_cannot_be_written_down(
+    daemon: StandIn, run: Runner, pytester: pytest.Pytester
+) -> None:
+    (pytester.path / "state").write_text("a file")
+    text = usage_error(run("--forkd-backend=forkd", "--forkd-tag=base"))
+    assert "set XDG_STATE_HOME to another directory" in text
+
+
 def test_several_daemons_in_the_environment(
     daemon: StandIn, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import ssl
 import time
 from collections.abc import Generator
@@ -30,6 +31,12 @@ _LARGE = 500_000
 _CONNECT_LIMIT = 2.0
 #: After how many seconds what is safe to repeat is tried again.
 _PAUSES = (0.1, 0.4)
+
+
+# A stream is thousands of requests: with pytest's log_cli or log_file, each would be a line.
+for _name in ("httpx", "httpcore"):
+    if logging.getLogger(_name).level == logging.NOTSET:
+        logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 class _Bearer(httpx.Auth):

@@ -131,7 +131,11 @@ class Machines:
                     self._destroy(machine)
                     raise NotClonable(f"the guest was not ready within {limit:g} s: {text}")
                 time.sleep(0.005)
-            machine.pids = [json.loads(ready.read_text())["pid"]]
+            told = json.loads(ready.read_text())
+            if "error" in told:
+                self._destroy(machine)
+                raise NotClonable(told["error"])
+            machine.pids = [told["pid"]]
             machine.namespace_fd = os.open(f"/proc/{machine.pids[0]}/ns/mnt", os.O_RDONLY)
             machine.namespace = namespace_of(machine.pids[0])
             self._freeze(machine)

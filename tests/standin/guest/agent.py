@@ -136,6 +136,13 @@ class Agent:
             connection.sendall(json.dumps(reply).encode() + b"\n")
 
 
+def announce(path: str, what: dict[str, Any]) -> None:
+    """Tell the daemon how it went."""
+    with open(path + ".new", "w", encoding="ascii") as file:
+        json.dump(what, file)
+    os.rename(path + ".new", path)
+
+
 def main(description: Any) -> None:
     """Become the first process of a guest."""
     first = os.getpid()
@@ -146,15 +153,17 @@ def main(description: Any) -> None:
     cloning.call("prctl", 1, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != description["daemon"]:
         os._exit(1)
-    enter_namespace(description["mounts"])
+    try:
+        enter_namespace(description["mounts"])
+    except OSError as exc:
+        announce(description["ready"], {"error": f"a guest needs a mount namespace: {exc}"})
+        raise
     os.chdir("/")
     os.makedirs(os.environ["TMPDIR"], exist_ok=True)
     command = description["recipe"].get("FORKD_WARMUP_CMD")
     warmup = start_warmup(command) if command else None
     agent = Agent(description["socket"])
-    with open(description["ready"] + ".new", "w", encoding="ascii") as file:
-        json.dump({"pid": os.getpid(), "warmup": _warmup_ready}, file)
-    os.rename(description["ready"] + ".new", description["ready"])
+    announce(description["ready"], {"pid": os.getpid(), "warmup": _warmup_ready})
     agent.serve()
     del warmup
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 
 from pytest_forkd.backends.machine import Machine, MachineError
@@ -101,7 +102,7 @@ class Project:
                 self._send(machine, tree.root, plan)
         except SyncError as exc:
             raise MachineError(f"cannot send the working tree: {exc}", fatal=True) from exc
-        except TimeoutError as exc:
+        except (TimeoutError, FutureTimeout) as exc:  # two classes before Python 3.11
             raise MachineError("the working tree took too long to read", fatal=True) from exc
 
     def _plan(self, machine: Machine, tree: WorkingTree, rebuild: str) -> _Plan:

@@ -167,16 +167,20 @@ def test_what_is_printed_is_shown(qemu: Runner, run: Runner, pytester: pytest.Py
 
 
 def test_the_working_tree_is_what_is_tested(qemu: Runner, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41")
+    pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41", _version="V = 1")
+    (pytester.path / ".gitignore").write_text("_version.py\n.pytest_cache\n")
+    subprocess.run(["git", "init", "-q"], cwd=pytester.path, check=True)
     qemu("-q", workers=1).assert_outcomes(passed=1)
     (pytester.path / "test_a.py").unlink()
     (pytester.path / "lib.py").write_text("ANSWER = 42")
     pytester.makepyfile(
-        test_b="import lib\ndef test_two(): assert lib.ANSWER == 42\n"
-        "def test_write(): open('written', 'w').write('in the guest')"
+        test_b="import lib, _version\ndef test_two(): assert lib.ANSWER == 42\n"
+        "def test_write(): open('written', 'w').write('in the guest')\n"
+        "def test_fails(): assert 0"
     )
     result = qemu("-v", workers=1)
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=2, failed=1)
+    qemu("--lf", workers=1).assert_outcomes(failed=1, deselected=0)
     assert "test_one" not in result.stdout.str()
     assert not (pytester.path / "written").exists()
 

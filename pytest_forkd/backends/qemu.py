@@ -37,6 +37,8 @@ _CHUNK = 256 * 1024
 #: Bytes that are sent before it is looked at whether the machine still lives.
 _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
+#: What is built in a working tree, ignored by git and needed to import it.
+_BUILT = ("*.egg-info", "*.so", "_version.py", "version.py")
 #: How the kernel says that it has killed a process for want of memory.
 _OUT_OF_MEMORY = "Out of memory: Killed process"
 
@@ -256,7 +258,8 @@ class QemuBackend(MachinesBackend):
         self, settings: QemuSettings, sync: SyncSettings, plan: Plan, store: Store | None = None
     ) -> None:
         # What is installed is part of the image's fingerprint: a snapshot is never stale.
-        super().__init__(Project(replace(sync, allow_stale=True)))
+        include = (*sync.include, *_BUILT)
+        super().__init__(Project(replace(sync, allow_stale=True, include=include)))
         self._settings = settings
         self._plan = plan
         self._store = store or Store.find()

@@ -279,3 +279,40 @@ def test_a_collector_that_dies(
     result = forkd("--forkd-warm=collection", workers=2)
     assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR)
     assert said in result.stdout.str() + result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"path": "/v1/sandboxes$", "status": 400}],
+        [{"path": "/v1/sandboxes/[^/]+/branch", "status": 400}],
+        [{"path": "/v1/sandboxes/[^/]+/branch", "status": 503, "times": 2}],
+        [{"path": "/v1/sandboxes/[^/]+/ping", "status": 500, "times": 3}],
+    ],
+    ids=["no live fork", "no live branch", "four branches already", "slow agent"],
+)
+def test_what_a_daemon_may_refuse_at_first(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn, faults: list[dict[str, object]]
+) -> None:
+    """There is another way, or it is a matter of time."""
+    pytester.makepyfile("def test_a(): pass\ndef test_b(): pass")
+    daemon.faults(*({"method": "POST", **each} for each in faults))
+    try:
+        forkd("--forkd-warm=collection").assert_outcomes(passed=2)
+    finally:
+        daemon.faults()
+
+
+def test_a_branch_that_cannot_be_made_ends_the_run(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn
+) -> None:
+    """With the daemon's reason."""
+    pytester.makepyfile("def test_a(): pass")
+    daemon.faults({"path": "/v1/sandboxes/[^/]+/branch", "status": 500, "times": -1})
+    try:
+        result = forkd("--forkd-warm=collection")
+    finally:
+        daemon.faults()
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    assert "cannot branch: " in result.stdout.str()
+    assert "injected" in result.stdout.str()

@@ -124,14 +124,15 @@ class Daemon(Host):
             raise
 
     def _spawn(self, tag: str, count: int) -> list[Sandbox]:
-        settings = self._settings
-        return self.client.spawn(
-            tag,
-            count,
-            settings.netns,
-            settings.memory,
-            live_fork=tag == settings.tag and self._live,
-        )
+        netns, memory = self._settings.netns, self._settings.memory
+        if self._live and tag == self._settings.tag:
+            try:
+                return self.client.spawn(tag, count, netns, memory, live_fork=True)
+            except RequestFailed as exc:
+                if exc.status != 400:
+                    raise
+                self._live = False  # the snapshot is chained, say; a branch takes longer then
+        return self.client.spawn(tag, count, netns, memory)
 
     def _place(self, sandbox: Sandbox, generation: int) -> Place:
         name = f"sandbox {sandbox.id} at {self.name}"

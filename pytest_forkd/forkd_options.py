@@ -95,6 +95,12 @@ def add_options(parser: pytest.Parser) -> None:
         "linelist",
         [],
     )
+    parser.addini(
+        "forkd_sync_include",
+        "Patterns of files that machines are sent though git ignores them, one a line",
+        "linelist",
+        [],
+    )
     parser.addini("forkd_url", "forkd daemons, one a line (see --forkd-url)", "linelist", [])
     parser.addini("forkd_token_file", "File with the daemon's token (see --forkd-token-file)")
     parser.addini("forkd_ca", "Certificates to trust for https (see --forkd-ca)")
@@ -163,8 +169,17 @@ def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
         folder=str(config.rootpath),
         enabled=_flag(*_asked(config, namespace, "forkd_sync")),
         exclude=tuple(config.getini("forkd_sync_exclude")),
+        include=(*config.getini("forkd_sync_include"), *_cache_folder(config)),
         allow_stale=bool(namespace.forkd_allow_stale),
     )
+
+
+def _cache_folder(config: pytest.Config) -> list[str]:
+    """What ``--lf``, ``--nf`` and ``--sw`` have to find in a machine, too."""
+    folder = os.path.normpath(str(config.getini("cache_dir")))
+    if os.path.isabs(folder) or folder.startswith(".."):
+        return []
+    return [f"{folder}/v/cache"]
 
 
 def _asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:

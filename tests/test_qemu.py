@@ -167,16 +167,20 @@ def test_what_is_printed_is_shown(qemu: Runner, run: Runner, pytester: pytest.Py
 
 
 def test_the_working_tree_is_what_is_tested(qemu: Runner, pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41")
+    pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41", _version="V = 1")
+    (pytester.path / ".gitignore").write_text("_version.py\n.pytest_cache\n")
+    subprocess.run(["git", "init", "-q"], cwd=pytester.path, check=True)
     qemu("-q", workers=1).assert_outcomes(passed=1)
     (pytester.path / "test_a.py").unlink()
     (pytester.path / "lib.py").write_text("ANSWER = 42")
     pytester.makepyfile(
-        test_b="import lib\ndef test_two(): assert lib.ANSWER == 42\n"
-        "def test_write(): open('written', 'w').write('in the guest')"
+        test_b="import lib, _version\ndef test_two(): assert lib.ANSWER == 42\n"
+        "def test_write(): open('written', 'w').write('in the guest')\n"
+        "def test_fails(): assert 0"
     )
     result = qemu("-v", workers=1)
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=2, failed=1)
+    qemu("--lf", workers=1).assert_outcomes(failed=1, deselected=0)
     assert "test_one" not in result.stdout.str()
     assert not (pytester.path / "written").exists()
 
@@ -319,6 +323,38 @@ def test_no_machine_outlives_its_run(
     assert wait_for_no_processes(str(pytester.path), GONE) == []
     if signum == signal.SIGINT:
         assert sleeping.returncode == pytest.ExitCode.INTERRUPTED, text
+
+
+def test_building_that_is_interrupted_leaves_nothing(
+    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = pytester.path / "cache"
+    (cache / "pytest-forkd" / "images").mkdir(parents=True, mode=0o700)
+    image = warm[1].image.path
+    (cache / "pytest-forkd" / "images" / image.name).symlink_to(image)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    pytester.makepyfile("def test(): pass")
+    command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "forkd"]
+    run = subprocess.Popen(
+        [*command, "--forkd-workers=1", "--forkd-backend=qemu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=pytester.path,
+    )
+    assert run.stdout is not None
+    for line in run.stdout:
+        if "booting a guest" in line:
+            break
+    run.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    text = run.stdout.read()
+    assert run.wait(30) == pytest.ExitCode.INTERRUPTED, text
+    assert time.monotonic() - begin < 15
+    run.stdout.close()
+    assert wait_for_no_processes(str(pytester.path), GONE) == []
+    left = os.listdir(cache / "pytest-forkd" / "snapshots")
+    assert [name for name in left if not name.endswith(".lock")] == []
 
 
 def test_two_runs_share_a_snapshot_and_need_no_privileges(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 
 from pytest_forkd.backends.machine import Machine, MachineError
@@ -29,12 +31,15 @@ class SyncSettings:
     :ivar folder: the suite's root directory.
     :ivar enabled: false to take a guest's tree as it is.
     :ivar exclude: patterns of files that are not sent, and left alone in the guest.
+    :ivar include: patterns of files that are sent though git ignores them; paths are relative to
+        ``folder``.
     :ivar allow_stale: go on with a snapshot that was made from other dependencies.
     """
 
     folder: str
     enabled: bool = True
     exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
     allow_stale: bool = False
 
 
@@ -71,8 +76,10 @@ class Project:
 
     def _scan(self) -> None:
         try:
-            root = find_root(self._settings.folder)
-            self._tree.set_result(scan(root, Rules(self._settings.exclude)))
+            folder = self._settings.folder
+            root = find_root(folder)
+            include = tuple(_below(root, folder, each) for each in self._settings.include)
+            self._tree.set_result(scan(root, Rules(self._settings.exclude, include)))
         except BaseException as exc:
             self._tree.set_exception(exc)
 
@@ -101,7 +108,7 @@ class Project:
                 self._send(machine, tree.root, plan)
         except SyncError as exc:
             raise MachineError(f"cannot send the working tree: {exc}", fatal=True) from exc
-        except TimeoutError as exc:
+        except (TimeoutError, FutureTimeout) as exc:  # two classes before Python 3.11
             raise MachineError("the working tree took too long to read", fatal=True) from exc
 
     def _plan(self, machine: Machine, tree: WorkingTree, rebuild: str) -> _Plan:
@@ -132,3 +139,10 @@ class Project:
         _name, value = machine.ask({"sync_end": {}}, "synced", limit=_TREE_LIMIT)
         if value["error"] is not None:
             raise MachineError(f"the working tree cannot be written: {value['error']}")
+
+
+def _below(root: str, folder: str, pattern: str) -> str:
+    """A pattern as it is for the whole tree; one of a bare name holds everywhere anyway."""
+    if "/" not in pattern.rstrip("/"):
+        return pattern
+    return os.path.normpath(os.path.join(os.path.relpath(folder, root), pattern.lstrip("/")))

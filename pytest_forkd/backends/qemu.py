@@ -37,6 +37,8 @@ _CHUNK = 256 * 1024
 #: Bytes that are sent before it is looked at whether the machine still lives.
 _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
+#: What is built in a working tree, ignored by git and needed to import it.
+_BUILT = ("*.egg-info", "*.so", "_version.py", "version.py")
 #: How the kernel says that it has killed a process for want of memory.
 _OUT_OF_MEMORY = "Out of memory: Killed process"
 
@@ -256,7 +258,8 @@ class QemuBackend(MachinesBackend):
         self, settings: QemuSettings, sync: SyncSettings, plan: Plan, store: Store | None = None
     ) -> None:
         # What is installed is part of the image's fingerprint: a snapshot is never stale.
-        super().__init__(Project(replace(sync, allow_stale=True)))
+        include = (*sync.include, *_BUILT)
+        super().__init__(Project(replace(sync, allow_stale=True, include=include)))
         self._settings = settings
         self._plan = plan
         self._store = store or Store.find()
@@ -264,12 +267,19 @@ class QemuBackend(MachinesBackend):
         self._held = contextlib.ExitStack()
         self._preparation: Future[tuple[Base, Entry]] | None = None
         self._preparer = ThreadPoolExecutor(1, "forkd-qemu")
+        self._stopping = threading.Event()
         self._base: Base | None = None
         self._host: QemuHost | None = None
 
     def start(self) -> None:
         super().start()
         self._preparation = self._preparer.submit(self._prepare)
+
+    def _note(self, stage: str, part: float) -> None:
+        """What is being built has got so far; ends that if nobody wants it any more."""
+        if self._stopping.is_set():
+            raise BackendError("the run has ended")
+        self._progress.set(stage, part)
 
     def _prepare(self) -> tuple[Base, Entry]:
         settings = self._settings
@@ -280,7 +290,7 @@ class QemuBackend(MachinesBackend):
             kernel=settings.kernel,
             include=settings.include,
             network=settings.network,
-            progress=self._progress.set,
+            progress=self._note,
         )
         self._held.enter_context(base.image.held())
         plan = self._plan
@@ -289,7 +299,7 @@ class QemuBackend(MachinesBackend):
             from pytest_forkd.parent.preload import named_modules
 
             plan = replace(plan, learnt=[*plan.learnt, *named_modules(plan.scan, [], plan.exclude)])
-        snapshot = warm_snapshot(self._store, base, plan, self._progress.set)
+        snapshot = warm_snapshot(self._store, base, plan, self._note)
         self._held.enter_context(snapshot.held())
         return base, snapshot
 
@@ -369,8 +379,8 @@ class QemuBackend(MachinesBackend):
     def close(self) -> None:
         if self._closed:
             return
-        if self._preparation is not None and self._preparation.cancel():
-            self._preparation = None
+        self._stopping.set()
         super().close()
-        self._preparer.shutdown(wait=False, cancel_futures=True)
+        # It cleans up after itself, and has nothing left to wait for but mke2fs.
+        self._preparer.shutdown(wait=True, cancel_futures=True)
         self._held.close()

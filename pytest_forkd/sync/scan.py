@@ -261,8 +261,6 @@ def _walk_included(
                 break
             fixed.append(part)
         starts.add("/".join(fixed) if "/" in pattern.rstrip("/") else "")
-    if "" in starts:
-        starts = {""}
     for start in starts:
         top = os.path.join(os.fsencode(root), to_bytes(start))
         prefix = start + "/" if start else ""
@@ -270,7 +268,9 @@ def _walk_included(
             if os.path.lexists(top) and included(start):
                 yield to_bytes(start)
             continue
-        for path in walk(top, matcher(ALWAYS_EXCLUDED), ()):
+        # What is named is wanted, wherever it is; what a name happens to match is not.
+        prune = () if start else _names(UNINTERESTING)
+        for path in walk(top, matcher(ALWAYS_EXCLUDED), prune):
             if included(prefix + to_text(path)) and not excluded(prefix + to_text(path)):
                 yield to_bytes(prefix) + path
 

@@ -323,6 +323,22 @@ def test_included_files_are_sent_though_git_ignores_them(git: Git, tmp_path: Pat
     assert what.delete == ["cache/v/old", "pkg/old.so"]
 
 
+def test_what_a_name_matches_in_an_environment_is_not_included(git: Git, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    write(host, pkg__fast_so="1", env__lib__x_so="", node_modules__y_so="")
+    (host / "env" / "pyvenv.cfg").write_text("")
+    (host / ".gitignore").write_text("*.so\nenv\nnode_modules\n")
+    git(tmp_path, "init", "-q", "host")
+    rules = Rules(include=("*.so",))
+    assert sorted(scan.scan(str(host), rules).manifest) == [".gitignore", "pkg/fast.so"]
+    named = Rules(include=("*.so", "node_modules/*.so"))
+    assert sorted(scan.scan(str(host), named).manifest) == [
+        ".gitignore",
+        "node_modules/y.so",
+        "pkg/fast.so",
+    ]
+
+
 def test_without_git_the_tree_is_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     host, guest = tmp_path / "host", tmp_path / "guest"

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     :param argv: its arguments; those of the process if left out.
-    :returns: the exit status: 1 if a parent could not be asked or ended.
+    :returns: the exit status: 1 if it could not do all that it was asked for.
     """
     from pytest_forkd import __version__
     from pytest_forkd.qemu.cli import add_image_commands
@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     except ForkdError as exc:
         print(f"pytest-forkd: {exc}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("pytest-forkd: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except ModuleNotFoundError as exc:
         if exc.name != "httpx":
             raise

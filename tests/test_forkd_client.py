@@ -229,7 +229,7 @@ def test_too_large(client: Client) -> None:
 
 def test_busy(tmp_path: Path) -> None:
     with (
-        StandIn(tmp_path, options=("--branch-secs", "0.3")) as daemon,
+        StandIn(tmp_path, options=("--branch-secs", "1.5")) as daemon,
         Client(daemon.url) as client,
         ThreadPoolExecutor() as pool,
     ):

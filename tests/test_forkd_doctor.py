@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from pytest_forkd import __version__
+from pytest_forkd.forkd.diagnosis import _namespaces
 from tests.standin.fixture import StandIn
 
 SECRET = "hUsh-4711"
@@ -210,6 +211,21 @@ def test_namespaces(doctor: Doctor, tmp_path: Path) -> None:
         assert "FAIL guest: " in result.stdout
         assert "as root: bash scripts/netns-setup.sh N" in result.stdout
         assert doctor("--url", daemon.url, "--tag", "good", "--no-netns").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["forkd-child-1", "forkd-child-2", "other"], "ok   netns: 2 network namespaces, for as"),
+        (["other"], "warn netns: no network namespace forkd-child-* in "),
+    ],
+)
+def test_how_many_namespaces_there_are(tmp_path: Path, names: list[str], line: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    [check] = _namespaces(str(tmp_path))
+    assert check.lines()[0].startswith(line)
+    assert not [*_namespaces(str(tmp_path / "none"))]
 
 
 def test_without_httpx(tmp_path: Path) -> None:

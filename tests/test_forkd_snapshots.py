@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,7 @@ from pytest_forkd.forkd.built import BuiltSnapshots, choose_tag, plan_for
 from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.forkd.recipe import Wishes, default_tag
 from pytest_forkd.forkd.wheel import make_wheel
+from tests.leftovers import run_processes
 from tests.standin.fixture import StandIn
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -332,6 +334,28 @@ def test_a_snapshot_that_the_daemon_does_not_find(command: Command, programs: Pa
     assert "Give --data-home DIR, so that DIR/forkd/snapshots is where" in result.stderr
     printed = command("build", "--data-home", "/var/lib", "--sudo", "--print").stdout
     assert "\nsudo -E env XDG_DATA_HOME=/var/lib forkd from-image pytest-forkd:" in printed
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_that_is_interrupted_leaves_nothing(
+    project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    monkeypatch.setenv("DOCKER_TAKES", "60")
+    full = [sys.executable, "-m", "pytest_forkd.cli", *complete(("build",))]
+    with subprocess.Popen(
+        full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=project
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not (programs / "calls").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signum)
+        _out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.endswith("pytest-forkd: interrupted\n")
+    assert "Traceback" not in err
+    assert [each[1] for each in calls(programs)] == ["--force-rm", "rm", "prune"]
+    assert BuiltSnapshots().all() == []
+    assert run_processes(str(project)) == []
 
 
 @pytest.mark.parametrize("name", ["docker", "forkd"])

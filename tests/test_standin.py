@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 from pytest_forkd.forkd.client import Client, RequestFailed
 from tests.leftovers import run_processes
 from tests.standin.fixture import StandIn
+from tests.standin.inspection import processes
 
 #: A guest with a tree of processes as pytest-forkd's: a server that has forked a child, waits for
 #: that one's end with SIGCHLD, and sits in a selector on sockets, one of them listening.
@@ -215,15 +217,29 @@ def test_exec_answers_at_the_end_and_decodes_lossily(client: Client, daemon: Sta
 
 
 def test_requests_for_one_tag_at_once_race(client: Client, daemon: StandIn) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     daemon.boot("plain")
     with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(client.spawn, "plain", 4, True) for _ in range(6)]
-    errors = [future.exception() for future in futures]
-    made = sum(len(future.result()) for future in futures if future.exception() is None)
-    assert any(isinstance(each, RequestFailed) and each.status == 500 for each in errors)
-    assert len(client.sandboxes()) == made > 0
+        first = pool.submit(client.spawn, "plain", 60, False)
+        while not client.sandboxes() and not first.done():
+            pass  # it has begun, and takes a while
+        with pytest.raises(RequestFailed, match=r"restore_many: .*Address in use") as caught:
+            client.spawn("plain", 1, per_child_netns=False)
+        assert len(first.result()) == 60
+    assert caught.value.status == 500
+    assert len(client.sandboxes()) == 60
+
+
+def test_an_expression_that_takes_too_long(tmp_path: Path) -> None:
+    with (
+        StandIn(tmp_path / "daemon", options=("--eval-limit", "0.3")) as daemon,
+        Client(daemon.url) as client,
+    ):
+        daemon.boot("plain")
+        [sandbox] = client.spawn("plain", 1, per_child_netns=False)
+        with pytest.raises(RequestFailed, match="eval: timed out") as caught:
+            client.eval(sandbox.id, "__import__('time').sleep(1)")
+        assert caught.value.status == 500
+        assert client.eval(sandbox.id, "1").result == "1"
 
 
 def test_namespaces_are_limited_and_a_failed_batch_leaves_nothing(tmp_path: Path) -> None:
@@ -262,14 +278,10 @@ def test_nothing_survives_it(tmp_path: Path, victim: str) -> None:
 
 def descendants(pid: int) -> list[int]:
     """The processes below one, which is the daemon's."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with open(f"/proc/{name}/stat", "rb") as file:
-                parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    table = processes()
     found = [pid]
     for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
+        found += [child for child, (_state, parent) in table.items() if parent == each]
     return found
 
 
@@ -299,8 +311,10 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root
     ) as starter:
-        assert starter.stdout is not None
-        pids = descendants(int(starter.stdout.readline()))
-        assert len(pids) > 1
-        starter.send_signal(signal.SIGKILL)
+        try:
+            assert starter.stdout is not None
+            pids = descendants(int(starter.stdout.readline()))
+            assert len(pids) > 1
+        finally:
+            starter.send_signal(signal.SIGKILL)
     assert wait_until_gone(pids) == []

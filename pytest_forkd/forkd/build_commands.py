@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -90,6 +91,15 @@ def run_build(options: argparse.Namespace) -> int:
     :returns: the exit status.
     :raises ForkdError: if it cannot be made.
     """
+    # However it is ended, nothing half-made is to stay.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return _build(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _build(options: argparse.Namespace) -> int:
     from pytest_forkd.forkd.building import build, commands, locked
     from pytest_forkd.forkd.built import BuiltSnapshots, plan_for
     from pytest_forkd.forkd.recipe import default_tag

@@ -37,6 +37,8 @@ _OLD = 30 * 86400.0
 #: Guest kernels that reseed their random generator when they notice that they were cloned
 #: (VMGENID; Documentation/virt/... of Linux 5.18), and the one that forkd ships.
 _RESEEDS = (5, 18)
+#: Where ip-netns(8) has network namespaces.
+_NAMESPACES = "/var/run/netns"
 #: Names that are listed.
 _SHOWN = 8
 #: Seconds for the agent of a guest that was just restored.
@@ -206,6 +208,8 @@ def _daemon(question: Question, url: str, token: str | None, tag: str | None) ->
                     "forkd snapshot-compact makes a flat one of it",
                 )
         yield from _unrecorded(client, tag)
+        if question.netns and is_local(url):
+            yield from _namespaces(_NAMESPACES)
         if question.boot:
             yield from look_into_guest(question, client, tag)
         else:
@@ -235,6 +239,21 @@ def _unrecorded(client: Client, tag: str) -> Iterator[Check]:
             "If no run on another machine, and no other user, has made them, they are left of a "
             f"spawn whose answer got lost: DELETE {client.url}/v1/sandboxes/ID",
         )
+
+
+def _namespaces(folder: str) -> Iterator[Check]:
+    """How many network namespaces there are, where that can be seen."""
+    with contextlib.suppress(OSError):
+        count = sum(name.startswith("forkd-child-") for name in os.listdir(folder))
+        if count:
+            yield Check("netns", "ok", f"{count} network namespaces, for as many machines at once")
+        else:
+            yield Check(
+                "netns",
+                "warning",
+                f"no network namespace forkd-child-* in {folder}",
+                "as root: bash scripts/netns-setup.sh N (of forkd); it is gone after a restart",
+            )
 
 
 def _version(name: str, version: str) -> Check:

@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--tls-key", type=Path)
     parser.add_argument("--namespaces", type=int, default=64, help="network namespaces there are")
     parser.add_argument("--branch-secs", type=float, default=0.0, help="what a branch takes longer")
+    parser.add_argument("--eval-limit", type=float, default=30.0, help="seconds for an expression")
     parser.add_argument("--announce", type=Path, help="file for the URL and the daemon's pid")
     options = parser.parse_args()
 
@@ -76,7 +77,9 @@ def _serve(options: argparse.Namespace, state: Path) -> int:
     host, _, port = options.bind.rpartition(":")
     token = options.token_file.read_text().strip() if options.token_file else None
     tls = (options.tls_cert, options.tls_key) if options.tls_cert else None
-    registry = Registry(Machines(state), options.namespaces, options.branch_secs)
+    registry = Registry(
+        Machines(state), options.namespaces, options.branch_secs, options.eval_limit
+    )
     server = make_server((host, int(port)), registry, token, tls)
     url = f"{'https' if tls else 'http'}://{host}:{server.server_address[1]}"
     line = json.dumps({"url": url, "pid": os.getpid(), "state": str(state)})

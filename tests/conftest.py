@@ -12,7 +12,7 @@ import pytest
 from pytest_forkd.snapshots.store import Store
 from tests.leftovers import end_kept_parents, run_processes
 
-pytest_plugins = ["pytester", "tests.forkd_fixtures"]
+pytest_plugins = ["pytester", "tests.forkd_fixtures", "tests.qemu_fixtures"]
 
 #: Seconds for a suite that a test runs; far above what any takes on a busy machine.
 TIMEOUT = 90

@@ -1,8 +1,4 @@
-"""Workers in real virtual machines. In emulation they are slow, so each run checks several things.
-
-Without QEMU these tests are skipped; where ``PYTEST_FORKD_REQUIRE_QEMU`` is set, they fail.
-``PYTEST_FORKD_QEMU_CACHE`` names a directory that keeps image and snapshot for the next time.
-"""
+"""Workers in real virtual machines. Emulated they are slow, so each run checks several things."""
 
 from __future__ import annotations
 
@@ -14,18 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pytest_forkd.backends.base import BackendError
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Entry
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
-from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.qemu.warmup import Base
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
 from tests.test_parity import check_outcome, run_suite
@@ -34,30 +28,6 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 #: Seconds for QEMU to notice that whoever started it was killed.
 GONE = 10
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Base, Entry]:
-    """A cache directory with an image and a snapshot of this environment."""
-    kept = os.environ.get("PYTEST_FORKD_QEMU_CACHE")
-    cache = Path(kept) if kept else tmp_path_factory.mktemp("cache")
-    store = Store(cache / "pytest-forkd")
-    try:
-        base = find_base(store)
-    except BackendError as exc:
-        if os.environ.get("PYTEST_FORKD_REQUIRE_QEMU"):
-            raise
-        pytest.skip(f"no virtual machines here: {str(exc).splitlines()[0]}")
-    return cache, base, warm_snapshot(store, base, Plan())
-
-
-@pytest.fixture
-def qemu(
-    warm: tuple[Path, Base, Entry], run: Runner, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., pytest.RunResult]:
-    """Run the suite in the test's directory in virtual machines."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
-    return lambda *args, **kwargs: run("--forkd-backend=qemu", *args, **kwargs)
 
 
 def properties(pytester: pytest.Pytester) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ directions (what is to be sent would wait for the poll that is under way).
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import secrets
 import threading
@@ -54,6 +55,8 @@ _RETRY, _MAX_RETRY = 0.05, 1.0
 #: How often each way is tried before it is taken for closed.
 _ATTEMPTS = 3
 _PYTHONS = ("python3", "/usr/local/bin/python3", "/usr/bin/python3")
+#: Characters of an answer that is no plain text, such as the reason of a failure.
+_MAX_ESCAPED = 4096
 #: Where the agent's interpreter keeps the relay.
 _KEPT = "_pytest_forkd_relay"
 
@@ -130,13 +133,25 @@ class EvalWay:
             if _KEPT in answer.error:
                 self.install()  # the agent has been started anew
             raise _Failed(f"eval: {answer.error}"[:500])
-        try:
-            value = ast.literal_eval(answer.result or "")
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as exc:
-            raise _Failed(f"eval: no text: {exc}"[:500]) from None
-        if not isinstance(value, str):
-            raise _Failed("eval: no text")
-        return value
+        return _text_of_repr(answer.result or "")
+
+
+def _text_of_repr(result: str) -> str:
+    """The string that a guest's agent shows by its ``repr``.
+
+    Exchanges are plain words and base64, so there is next to nothing to parse, and a guest gets no
+    parser to play with.
+    """
+    inner = result[1:-1]
+    if result[:1] in ("'", '"') and result[-1:] == result[:1] and len(result) > 1:
+        if "\\" not in inner and result[0] not in inner:
+            return inner
+        if len(result) <= _MAX_ESCAPED:
+            with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                value = ast.literal_eval(result)
+                if isinstance(value, str):
+                    return value
+    raise _Failed(f"eval: no text: {result[:100]!r}")
 
 
 class ExecWay:

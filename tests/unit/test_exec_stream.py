@@ -26,6 +26,7 @@ from pytest_forkd.channel.exec_stream import (
     ExecStream,
     ExecWay,
     StreamError,
+    _text_of_repr,
     open_way,
 )
 from pytest_forkd.channel.frames import FrameError
@@ -475,3 +476,19 @@ def test_a_control_message_is_an_object(payload: bytes) -> None:
     """Everything else is an error that is handled."""
     with pytest.raises(FrameError):
         parse_control(payload)
+
+
+@pytest.mark.parametrize(
+    "text", ["ok 1 2 aGFsbG8=", "", "it's", "both ' and \"", "a\\b", "bad ü\n"]
+)
+def test_a_string_comes_out_of_its_repr(text: str) -> None:
+    assert _text_of_repr(repr(text)) == text
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["", "'", "None", "b'x'", "'a' + 'b'", "'a'('b')", "'x" + "\\x41" * 2000 + "'", "[" * 10_000],
+)
+def test_what_is_no_string_is_no_answer(result: str) -> None:
+    with pytest.raises(Exception, match="no text"):
+        _text_of_repr(result)

@@ -316,7 +316,7 @@ def test_eight_workers_over_a_line_that_loses_and_delays(
             {"status": 500},
         ]
         daemon.faults(
-            *({"path": path, "skip": 40 * i, **kinds[i % 4]} for i in range(1, int(seconds * 8)))
+            *({"path": path, "skip": 100 * i, **kinds[i % 4]} for i in range(1, int(seconds * 3)))
         )
         with BackgroundRun(pytester, *options(daemon), "-rA", "-q", workers=8) as run:
             assert run.wait(seconds * 4 + 60) == pytest.ExitCode.OK, run.output[-3000:]

@@ -176,7 +176,10 @@ def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
 
 def _cache_folder(config: pytest.Config) -> list[str]:
     """What ``--lf``, ``--nf`` and ``--sw`` have to find in a machine, too."""
-    folder = os.path.normpath(str(config.getini("cache_dir")))
+    try:
+        folder = os.path.normpath(str(config.getini("cache_dir")))
+    except (KeyError, ValueError):
+        return []  # -p no:cacheprovider
     if os.path.isabs(folder) or folder.startswith(".."):
         return []
     return [f"{folder}/v/cache"]

@@ -445,6 +445,39 @@ def test_a_clone_can_be_saved_and_cloned_and_changes_nothing(
     assert before == (Path(snapshot.memory).stat().st_mtime_ns, Path(snapshot.state).read_bytes())
 
 
+def test_a_damaged_snapshot_is_told_with_what_to_do(
+    warm: tuple[Path, Base, Entry],
+    run: Runner,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Store(pytester.path / "cache" / "pytest-forkd")
+    image = warm[1].image
+    (store.directory / "images").mkdir(parents=True, mode=0o700)
+    (store.directory / "images" / image.name).symlink_to(image.path)
+
+    def damaged(folder: Path, base: Base, *_args: object) -> None:
+        snapshot = Snapshot.in_folder(folder)
+        snapshot.create(base.hardware.memory)
+        Path(snapshot.state).write_bytes(b"no state of any machine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pytest_forkd.qemu.warmup._warm_up", damaged)
+        entry = warm_snapshot(store, find_base(store), Plan())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
+    pytester.makepyfile("def test(): pass")
+    for message in ("Not a migration stream", "damaged: its memory has 0 MiB", "cannot be read"):
+        result = run("--forkd-backend=qemu", workers=1)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        text = result.stdout.str() + result.stderr.str()
+        assert message in text
+        assert f"built anew: pytest-forkd image rm {entry.name}" in text
+        if message.startswith("Not"):
+            os.truncate(entry.path / "memory", 0)
+        else:
+            (entry.path / "state").unlink(missing_ok=True)
+
+
 def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Entry], tmp_path: Path) -> None:
     _cache, base, entry = warm
     broken = Snapshot(Snapshot.in_folder(entry.path).memory, str(tmp_path / "state"))

@@ -30,9 +30,9 @@ class SyncSettings:
 
     :ivar folder: the suite's root directory.
     :ivar enabled: false to take a guest's tree as it is.
-    :ivar exclude: patterns of files that are not sent, and left alone in the guest.
-    :ivar include: patterns of files that are sent though git ignores them; paths are relative to
-        ``folder``.
+    :ivar exclude: patterns of files that are not sent, and left alone in the guest; paths are
+        relative to ``folder``.
+    :ivar include: the same of files that are sent though git ignores them.
     :ivar allow_stale: go on with a snapshot that was made from other dependencies.
     """
 
@@ -78,8 +78,11 @@ class Project:
         try:
             folder = self._settings.folder
             root = find_root(folder)
-            include = tuple(_below(root, folder, each) for each in self._settings.include)
-            self._tree.set_result(scan(root, Rules(self._settings.exclude, include)))
+            exclude, include = (
+                tuple(_below(root, folder, each) for each in patterns)
+                for patterns in (self._settings.exclude, self._settings.include)
+            )
+            self._tree.set_result(scan(root, Rules(exclude, include)))
         except BaseException as exc:
             self._tree.set_exception(exc)
 

@@ -148,6 +148,7 @@ class QemuHost(Host):
     def __init__(self, base: Base, snapshot: Entry, branchable: Callable[[], bool]) -> None:
         self._base = base
         self._snapshot = Snapshot.in_folder(snapshot.path)
+        self._rebuild = f"To have the snapshot built anew: pytest-forkd image rm {snapshot.name}"
         self._branchable = branchable
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -167,7 +168,7 @@ class QemuHost(Host):
         except (BackendError, OSError) as exc:
             for place in places:
                 place.remove()
-            raise MachineError(str(exc)) from exc
+            raise MachineError(f"{exc}\n{self._rebuild}") from exc
         return places
 
     def _make_one(self, source: Snapshot, *, own: bool) -> Place:
@@ -192,13 +193,12 @@ class QemuHost(Host):
             raise MachineError("the run has ended")
         return Place(name, lambda: self._connect(vm), lambda: self._remove(name))
 
-    @staticmethod
-    def _connect(vm: VirtualMachine) -> QemuLink:
+    def _connect(self, vm: VirtualMachine) -> QemuLink:
         try:
             vm.wait_restored()
             return QemuLink(vm)
         except (VmError, StreamError) as exc:
-            raise MachineError(str(exc)) from exc
+            raise MachineError(f"{exc}\n{self._rebuild}") from exc
 
     def vm(self, name: str) -> VirtualMachine | None:
         """The machine of that name, if it is still there."""
@@ -251,7 +251,8 @@ class QemuBackend(MachinesBackend):
     """
 
     name = "qemu"
-    worth_sharing = 0.0  # a branch costs less than any collection in a guest
+    #: A branch takes about that long, and all processors are busy when every guest collects.
+    worth_sharing = 0.5
     rebuild = "pytest-forkd image prune --older-than 0s"
 
     def __init__(

@@ -230,8 +230,13 @@ class VirtualMachine:
         try:
             # Opened anew, as the position in it must not be shared with another clone.
             state = os.open(snapshot.state, os.O_RDONLY | os.O_CLOEXEC)
+            size = os.stat(snapshot.memory).st_size
         except OSError as exc:
             raise VmError(f"the snapshot cannot be read: {exc}") from exc
+        if size != hardware.memory << 20:
+            # QEMU would make good for what is missing, with zeros.
+            os.close(state)
+            raise VmError(f"the snapshot is damaged: its memory has {size >> 20} MiB")
         try:
             memory = own or snapshot
             machine = cls._start(

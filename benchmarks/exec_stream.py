@@ -53,6 +53,7 @@ def serve_guest() -> None:
     worker: socket.socket | None = None
     while True:
         port.wait(None)
+        port.opened()
         while worker is not None and not port.full:
             # What a collector does with its worker's channel.
             try:

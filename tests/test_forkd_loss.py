@@ -215,7 +215,7 @@ def test_when_the_last_daemon_dies_the_run_ends(
     with StandIn(tmp_path_factory.mktemp("only")) as daemon:
         daemon.boot(TAG, WARMUP, {str(tmp_path_factory.getbasetemp()): None})
         with BackgroundRun(pytester, *options(daemon), workers=2) as run:
-            assert wait_until(lambda: (shared / "running").exists(), 30)
+            assert wait_until(lambda: (shared / "running").exists(), 30), run.output
             daemon.kill()
             assert run.wait(60) == pytest.ExitCode.INTERNAL_ERROR, run.output
             assert daemon.url in run.output

@@ -27,6 +27,11 @@ class Endpoint:
         """How many bytes the controller has not confirmed yet."""
         return len(self._unsent)
 
+    @property
+    def unread(self) -> int:
+        """How many bytes of the controller have not been read."""
+        return len(self._unread)
+
     def write(self, data: bytes) -> None:
         """Append to the stream to the controller."""
         self._unsent += data

@@ -111,6 +111,8 @@ class Port:
         if timeout is not None:
             deadlines.append(now + timeout)
         limit = max(0.0, min(deadlines) - now) if deadlines else None
+        if self._endpoint.unread or self._generation != self._endpoint.generation:
+            limit = 0.0  # it came while flush() was waiting, and nobody has looked at it
         others = []
         for key, _mask in self.selector.select(limit):
             if isinstance(key.data, _Relay):

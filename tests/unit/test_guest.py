@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import os
 import random
 import socket
 import struct
+import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_forkd.channel.exchange import Request
+from pytest_forkd.channel.mux import control_frame, parse_control
+from pytest_forkd.guest.port import Port
+from pytest_forkd.guest.relay import exchange
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
+from tests.unit import no_longer_than
 
 
 def _message(now: float) -> dict[str, Any]:
@@ -82,3 +91,58 @@ def test_pythons_generator_starts_anew(kernel: list[Any]) -> None:
     random.setstate(state)
     restore(_message(0.0))
     assert random.random() != first
+
+
+# -- the port ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Port]:
+    """A guest's port, which :func:`ask` can reach."""
+    path = str(tmp_path / "s")
+    monkeypatch.setenv("PYTEST_FORKD_SOCKET", path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(16)
+    with contextlib.closing(Port(listener)) as port:
+        yield port
+
+
+def ask(request: Request, answers: list[str]) -> threading.Thread:
+    """Make an exchange in a thread; its answer is appended."""
+    thread = threading.Thread(target=lambda: answers.append(exchange(request.encode())))
+    thread.start()
+    return thread
+
+
+def test_what_comes_while_the_port_is_flushed_is_not_waited_for(port: Port) -> None:
+    """A controller may give an order before it confirms what it has just been told."""
+    answers: list[str] = []
+    order = control_frame({"fork": {}})
+    poll = ask(Request(1, "a", wait=5.0, limit=1000), answers)
+    with no_longer_than(5):
+        while not port.opened():
+            port.wait(0.1)
+    port.control({"warm": {}})
+    threads = [poll]
+
+    def go_on() -> None:
+        poll.join()
+        received = len(control_frame({"warm": {}}))
+        threads.append(ask(Request(1, "a", 0, 0, data=order), answers))
+        threads[-1].join()
+        threads.append(ask(Request(1, "a", len(order), received, wait=5.0, limit=1000), answers))
+
+    controller = threading.Thread(target=go_on)
+    controller.start()
+    assert port.flush(5.0)
+    controller.join()
+    start = time.monotonic()
+    port.wait(4.0)
+    assert time.monotonic() - start < 1.0
+    assert [parse_control(payload) for _channel, payload in port.frames()] == [{"fork": {}}]
+    port.control({"forked": {}})
+    while len(answers) < 3:
+        port.wait(0.1)
+    for thread in threads:
+        thread.join()

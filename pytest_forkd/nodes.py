@@ -196,8 +196,6 @@ class ForkdWorkerController(WorkerController):
         # that is read now, and the session takes no test back that stands in it.
         self.gateway.drain()
         self._taken.update(taken)
-        for index in taken:
-            self.given.pop(index, None)
         self.notify_inproc("unscheduled", node=self, indices=taken)
 
     # -- what comes back -----------------------------------------------------------------------

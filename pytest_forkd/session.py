@@ -476,6 +476,8 @@ class ForkdSession(DSession):
         """A worker gave tests back; if it has died since, the scheduler has them already."""
         if self.sched is not None and node in self.sched.nodes:
             indices = [index for index in indices if index not in node.begun]
+            for index in indices:
+                node.given.pop(index, None)
             super().worker_unscheduled(node, indices)
 
     def warn(self, text: str) -> None:

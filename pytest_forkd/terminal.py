@@ -29,13 +29,18 @@ class BatchedFile:
         self._file = file
         self._clock = clock
         self._since: float | None = None
-        self.write = file.write
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
+    def write(self, text: str) -> int:
+        """Write, and have it flushed in time, whether somebody asks for that or not."""
+        if self._since is None:
+            self._since = self._clock()
+        return self._file.write(text)  # type: ignore[no-any-return]
+
     def flush(self) -> None:
-        """Flush if that has been asked for :data:`LATENCY` seconds ago."""
+        """Flush if there has been something to flush for :data:`LATENCY` seconds."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -45,7 +50,7 @@ class BatchedFile:
     def flush_in_time(self) -> float | None:
         """Flush if it is time to.
 
-        :returns: the seconds until it will be; ``None`` if nobody waits for a flush.
+        :returns: the seconds until it will be; ``None`` if there is nothing to flush.
         """
         if self._since is None:
             return None
@@ -56,7 +61,7 @@ class BatchedFile:
         return None
 
     def flush_now(self) -> None:
-        """Flush if that has been asked for."""
+        """Flush if there is something to flush."""
         if self._since is not None:
             self._since = None
             self._file.flush()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+# pytester forgets what is imported while a test uses it, and would have it imported a second time.
 from tests.conftest import Runner
 from tests.standin.fixture import StandIn
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Runner
+from tests.observing import BackgroundRun, wait_until, write_suite
 from tests.parity_suite import make_recorder, read_records
 
 #: 200 tests that print to everything there is, in each phase, and fail.
@@ -546,3 +547,22 @@ def test_a_test_s_result_is_seen_while_the_next_one_runs(pytester: pytest.Pytest
         rest = process.stdout.read()
     assert process.returncode == 0
     assert b"2 passed" in rest
+
+
+def test_what_is_said_of_a_worker_is_seen_while_the_run_goes_on(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a pipe or a file, where nothing is flushed for such lines themselves."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    write_suite(
+        pytester,
+        test_it="""
+        from doing import die, first, wait_for
+        def test_dies(): die("sigkill")
+        def test_waits(): wait_for("seen")
+        """,
+    )
+    with BackgroundRun(pytester) as run:
+        assert wait_until(lambda: "node down" in run.output), run.output
+        (pytester.path / "seen").touch()
+        assert run.wait(60) == pytest.ExitCode.TESTS_FAILED

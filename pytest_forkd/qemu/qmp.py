@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -34,12 +35,16 @@ class Qmp:
         self._unanswered = 0
 
     def send(self, command: str, **arguments: Any) -> None:
-        """Send a command; an error in its answer is raised by what is waited for next."""
-        self._sock.sendall(self._line(command, arguments))
+        """Send a command; an error in its answer, or QEMU's end, is raised by the next to wait."""
+        line = self._line(command, arguments)
+        with contextlib.suppress(OSError):
+            self._sock.sendall(line)
 
     def send_fd(self, name: str, fd: int) -> None:
         """Hand a descriptor over, for ``fd:NAME``."""
-        socket.send_fds(self._sock, [self._line("getfd", {"fdname": name})], [fd])
+        line = self._line("getfd", {"fdname": name})
+        with contextlib.suppress(OSError):
+            socket.send_fds(self._sock, [line], [fd])
 
     def ignore_shared(self) -> None:
         """Leave memory that is a shared file out of what is saved and restored."""
@@ -104,6 +109,8 @@ class Qmp:
                 data = self._sock.recv(65536)
             except TimeoutError:
                 raise QmpError("QEMU did not answer in time") from None
+            except OSError:
+                data = b""
             if not data:
                 raise EOFError("QEMU has ended")
             self._buffer += data

@@ -24,6 +24,7 @@ __all__ = ["Machine", "Machines", "NotClonable"]
 _GUEST = Path(__file__).parent / "guest"
 #: Seconds for all processes of a guest to stand still; the agent ends its requests first.
 _FREEZE_LIMIT = 25.0
+_SIGNAL_AGAIN = 0.5
 #: Where every guest has a directory of its own, with one for its temporary files.
 _RUN = "/run"
 _TMP = "/run/tmp"
@@ -79,7 +80,7 @@ class Machines:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self._control_path)
         self._listener.listen(64)
-        self._listener.settimeout(_FREEZE_LIMIT)
+        self._listener.settimeout(_SIGNAL_AGAIN)
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
 
     # -- making --------------------------------------------------------------------------------
@@ -190,11 +191,19 @@ class Machines:
         # The agent first, and alone: it lets requests end, for which it may need the others.
         try:
             for group in (machine.pids[:1], machine.pids[1:]):
-                for pid in group:
-                    os.kill(pid, cloning.CLONE_SIGNAL)
                 missing = set(group)
+                deadline = time.monotonic() + _FREEZE_LIMIT
                 while missing:
-                    control, _address = self._listener.accept()
+                    # More than once: Python runs its handlers between two instructions, and one that
+                    # was about to wait for something may have missed it.
+                    for pid in missing:
+                        os.kill(pid, cloning.CLONE_SIGNAL)
+                    try:
+                        control, _address = self._listener.accept()
+                    except TimeoutError:
+                        if time.monotonic() > deadline:
+                            raise
+                        continue
                     control.settimeout(_FREEZE_LIMIT)
                     hello, _fds = cloning.receive(control)
                     if hello["pid"] not in missing:

@@ -63,6 +63,8 @@ def test_the_bytes_and_their_order_stay_whoever_writes(steps: list[tuple[str, An
         if step in ("write", "direct"):
             (file if step == "write" else stream).write(value)
             written += value
+            if step == "write" and asked is None:
+                asked = now
         elif step == "sleep":
             now += value
         elif step == "wait":

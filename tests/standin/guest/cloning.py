@@ -103,6 +103,14 @@ def bind_mounts(mounts: list[list[str]]) -> None:
 
 
 def _freeze(signum: int, frame: object) -> None:
+    signal.signal(CLONE_SIGNAL, signal.SIG_IGN)  # it is sent until it is heeded
+    try:
+        _heed()
+    finally:
+        signal.signal(CLONE_SIGNAL, _freeze)
+
+
+def _heed() -> None:
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         control.connect(_control_path)

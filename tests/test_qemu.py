@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
-from pytest_forkd.qemu.store import Entry
+from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
-from pytest_forkd.qemu.warmup import Base
+from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
+from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
 from tests.test_parity import check_outcome, run_suite
@@ -80,6 +81,9 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
     assert workers == {"gw0", "gw1"}
     by_worker = {each["worker"]: each["host"] for each in found}
     assert len(set(by_worker.values())) == 2
+    boots = {(each["worker"], each["boot"]) for each in found}
+    assert len(boots) == len({boot for _worker, boot in boots}) == 2, "one boot id for each"
+    assert Path("/proc/sys/kernel/random/boot_id").read_text() not in dict(boots).values()
     assert {each["kernel"] for each in found} != {os.uname().version}
     assert {each["cwd"] for each in found} == {str(pytester.path)}
     drawn = [value for each in found for value in each["drawn"]]
@@ -88,6 +92,10 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
         # It took a moment to arrive, and the machine may be busy; a clock that was not set would
         # be behind by the age of the snapshot.
         assert -0.1 < each["arrived"] - each["now"] < 2.0
+    for worker in workers:
+        # What arrived soonest says how far a clock is behind; 0.1 s for the way here.
+        late = min(each["arrived"] - each["now"] for each in found if each["worker"] == worker)
+        assert late < 0.2, f"the clock of {worker} is {late:.3f} s late"
 
 
 @pytest.mark.parametrize("level", ["collection", "imports"])
@@ -197,6 +205,96 @@ def test_a_machine_that_dies_takes_one_test_with_it(
     assert "Kernel panic - not syncing: sysrq triggered crash" in text
     assert re.search(r"The guest's kernel: Out of memory: Killed process \d+ \(python", text)
     assert re.search(r"'gw\d' crashed while running '.*test_kills_everything'", text)
+
+
+GREEDY = """
+import os, subprocess, time
+import pytest
+
+def test_fills_its_disk():
+    written = 0
+    with open("/filling", "wb", buffering=0) as file:
+        try:
+            while True:
+                written += file.write(b"x" * (1 << 20))
+        except OSError as exc:
+            pytest.fail(f"after {written >> 20} MiB: {exc.strerror}")
+
+def test_forks_without_end():
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass
+
+@pytest.mark.parametrize("n", range(6))
+def test_fine(n):
+    assert subprocess.run(["/bin/true"]).returncode == 0
+    with open("/some", "w") as file:
+        file.write("x" * 100_000)
+    time.sleep(0.5)
+"""
+
+
+def test_a_machine_that_takes_all_it_can_get_harms_no_other(
+    qemu: Runner, pytester: pytest.Pytester
+) -> None:
+    """The disk of a guest is in its memory: one fills up, or the kernel ends what takes it."""
+    pytester.makepyfile(GREEDY)
+    result = qemu("-v", "--dist=load", "--max-worker-restart=8", "--forkd-memory=512", workers=2)
+    outcomes = result.parseoutcomes()
+    text = result.stdout.str()
+    for name in ("test_fills_its_disk", "test_forks_without_end"):
+        assert re.search(rf"FAILED \S+::{name}", text), text
+    assert re.search(r"after \d+ MiB: No space left|Out of memory: Killed process", text), text
+    assert re.search(r"crashed while running '.*test_forks_without_end'", text), text
+    assert len(re.findall(r"PASSED \S+::test_fine", text)) >= 6, text
+    assert outcomes == {"failed": 2, "passed": 6}, text
+
+
+#: One worker's test waits, as the controller's file says, while the other changes its machine.
+CHANGES = """
+import os, socket, time
+
+def test_changes_its_machine(record_property):
+    time.clock_settime(time.CLOCK_REALTIME, 10**9)
+    socket.sethostname("changed")
+    record_property("now", time.time())
+    record_property("host", socket.gethostname())
+    time.sleep(3)
+
+def test_looks_on(record_property):
+    name = socket.gethostname()
+    begin, boot = time.time(), open("/proc/sys/kernel/random/boot_id").read()
+    mono = time.monotonic()
+    while time.monotonic() - mono < 3:
+        assert abs((time.time() - begin) - (time.monotonic() - mono)) < 0.1
+        assert socket.gethostname() == name
+        time.sleep(0.05)
+    assert open("/proc/sys/kernel/random/boot_id").read() == boot
+    record_property("now", time.time())
+    record_property("host", name)
+"""
+
+
+def test_a_changed_clock_and_name_are_noticed_by_no_other(
+    qemu: Runner, pytester: pytest.Pytester
+) -> None:
+    pytester.makeconftest(RECORDER)
+    pytester.makepyfile(CHANGES)
+    here = os.uname().nodename
+    result = qemu("--dist=load", workers=2)
+    result.assert_outcomes(passed=2)
+    found = {each["id"].partition("::")[2]: each for each in properties(pytester)}
+    changed, other = found["test_changes_its_machine"], found["test_looks_on"]
+    assert changed["worker"] != other["worker"]
+    assert changed["host"] == "changed"
+    assert abs(changed["now"] - 10**9) < 1
+    # Each arrives as its test ends, and both take three seconds: they ran at the same time.
+    assert abs(changed["arrived"] - other["arrived"]) < 3
+    assert re.fullmatch(r"forkd-[0-9a-f]{8}", other["host"])
+    assert -0.1 < other["arrived"] - other["now"] < 2.0
+    assert (os.uname().nodename, abs(time.time() - other["arrived"]) < 60) == (here, True)
 
 
 def test_a_qemu_that_is_killed_is_replaced(qemu: Runner, pytester: pytest.Pytester) -> None:

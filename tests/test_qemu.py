@@ -207,52 +207,67 @@ def test_a_machine_that_dies_takes_one_test_with_it(
     assert re.search(r"'gw\d' crashed while running '.*test_kills_everything'", text)
 
 
+#: A guest's limit of processes is thousands: full sooner, it is as full.
 GREEDY = """
 import os, subprocess, time
 import pytest
 
 def test_fills_its_disk():
-    written = 0
     with open("/filling", "wb", buffering=0) as file:
-        try:
-            while True:
-                written += file.write(b"x" * (1 << 20))
-        except OSError as exc:
-            pytest.fail(f"after {written >> 20} MiB: {exc.strerror}")
+        while True:
+            file.write(b"x" * (4 << 20))
 
 def test_forks_without_end():
+    with open("/proc/sys/kernel/threads-max", "w") as file:
+        file.write("400")
+    open("/forking", "w").close()
+    me = os.getpid()
     while True:
         try:
             os.fork()
         except OSError:
-            pass
+            if os.getpid() == me:
+                raise
+            time.sleep(1000)
 
-@pytest.mark.parametrize("n", range(6))
-def test_fine(n):
-    assert subprocess.run(["/bin/true"]).returncode == 0
-    with open("/some", "w") as file:
-        file.write("x" * 100_000)
+@pytest.mark.parametrize("n", range(8))
+def test_fine(n, record_property):
+    record_property("spoiled", [p for p in ("/filling", "/forking") if os.path.exists(p)])
+    if not os.path.exists("/filling"):
+        with open("/some", "w") as file:
+            file.write("x" * 100_000)
+    if not os.path.exists("/forking"):
+        assert subprocess.run(["/bin/true"]).returncode == 0
     time.sleep(0.5)
 """
 
 
+@pytest.mark.parametrize(
+    ("name", "spoiled", "reason"),
+    [
+        ("test_fills_its_disk", "/filling", r"No space left on device|Out of memory: Killed"),
+        ("test_forks_without_end", "/forking", r"Resource temporarily unavailable|Out of memory"),
+    ],
+)
 def test_a_machine_that_takes_all_it_can_get_harms_no_other(
-    qemu: Runner, pytester: pytest.Pytester
+    qemu: Runner, pytester: pytest.Pytester, name: str, spoiled: str, reason: str
 ) -> None:
-    """The disk of a guest is in its memory: one fills up, or the kernel ends what takes it."""
+    """Its test fails with the reason; the other machine has all that it needs meanwhile."""
+    pytester.makeconftest(RECORDER)
     pytester.makepyfile(GREEDY)
-    result = qemu("-v", "--dist=load", "--max-worker-restart=8", "--forkd-memory=512", workers=2)
-    outcomes = result.parseoutcomes()
+    result = qemu("-v", "--dist=load", "-k", f"{name} or fine", workers=2)
     text = result.stdout.str()
-    for name in ("test_fills_its_disk", "test_forks_without_end"):
-        assert re.search(rf"FAILED \S+::{name}", text), text
-    assert re.search(r"after \d+ MiB: No space left|Out of memory: Killed process", text), text
-    assert re.search(r"crashed while running '.*test_forks_without_end'", text), text
-    assert len(re.findall(r"PASSED \S+::test_fine", text)) >= 6, text
-    assert outcomes == {"failed": 2, "passed": 6}, text
+    result.assert_outcomes(failed=1, passed=8, deselected=1)
+    assert re.search(rf"FAILED \S+::{name}", text), text
+    assert re.search(reason, text), text
+    found = properties(pytester)
+    others = {each["worker"] for each in found if spoiled not in each["spoiled"]}
+    assert others, "all tests ran in the machine that was spoiled"
+    spoilt = {each["worker"] for each in found if spoiled in each["spoiled"]}
+    assert not others & spoilt or "crashed" in text
 
 
-#: One worker's test waits, as the controller's file says, while the other changes its machine.
+#: Two tests of three seconds, at the same time: one changes its machine, one looks on.
 CHANGES = """
 import os, socket, time
 
@@ -283,6 +298,7 @@ def test_a_changed_clock_and_name_are_noticed_by_no_other(
     pytester.makeconftest(RECORDER)
     pytester.makepyfile(CHANGES)
     here = os.uname().nodename
+    begin, wall = time.monotonic(), time.time()
     result = qemu("--dist=load", workers=2)
     result.assert_outcomes(passed=2)
     found = {each["id"].partition("::")[2]: each for each in properties(pytester)}
@@ -294,7 +310,8 @@ def test_a_changed_clock_and_name_are_noticed_by_no_other(
     assert abs(changed["arrived"] - other["arrived"]) < 3
     assert re.fullmatch(r"forkd-[0-9a-f]{8}", other["host"])
     assert -0.1 < other["arrived"] - other["now"] < 2.0
-    assert (os.uname().nodename, abs(time.time() - other["arrived"]) < 60) == (here, True)
+    assert os.uname().nodename == here
+    assert abs((time.time() - wall) - (time.monotonic() - begin)) < 1.0, "this machine's clock"
 
 
 def test_a_qemu_that_is_killed_is_replaced(qemu: Runner, pytester: pytest.Pytester) -> None:

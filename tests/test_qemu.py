@@ -76,6 +76,8 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
     pytester.makepyfile(IDENTITY)
     result = qemu(f"--forkd-warm={level}", "--dist=load", workers=2)
     result.assert_outcomes(passed=8)
+    header = "forkd: 2 workers, qemu backend, kept snapshot, "
+    result.stdout.re_match_lines([rf"{header}(emulated|KVM)$"])
     found = properties(pytester)
     workers = {each["worker"] for each in found}
     assert workers == {"gw0", "gw1"}
@@ -95,6 +97,7 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
     for worker in workers:
         # What arrived soonest says how far a clock is behind; 0.1 s for the way here.
         late = min(each["arrived"] - each["now"] for each in found if each["worker"] == worker)
+        print(f"the clock of {worker} is {late:.4f} s late")
         assert late < 0.2, f"the clock of {worker} is {late:.3f} s late"
 
 
@@ -261,10 +264,8 @@ def test_a_machine_that_takes_all_it_can_get_harms_no_other(
     assert re.search(rf"FAILED \S+::{name}", text), text
     assert re.search(reason, text), text
     found = properties(pytester)
-    others = {each["worker"] for each in found if spoiled not in each["spoiled"]}
-    assert others, "all tests ran in the machine that was spoiled"
     spoilt = {each["worker"] for each in found if spoiled in each["spoiled"]}
-    assert not others & spoilt or "crashed" in text
+    assert {each["worker"] for each in found} - spoilt, "no test ran in another machine"
 
 
 #: Two tests of three seconds, at the same time: one changes its machine, one looks on.

@@ -19,7 +19,7 @@ assert disk.prepare_disk([root]) == [], "not in a guest"
 disk.runs_in_forkd = lambda: True
 disk._USUAL = (root + "/usual",)
 mounted = []
-real = disk._mount
+real = disk.mount
 
 def mount(source, target, kind, flags, data):
     # The file system of this machine is not to become read-only: the calls are noted.
@@ -28,7 +28,7 @@ def mount(source, target, kind, flags, data):
     else:
         real(source, target, kind, flags, data)
 
-disk._mount = mount
+disk.mount = mount
 project = root + "/project"
 before = os.stat(project + "/file")
 problems = disk.prepare_disk([project, root + "/new", project])

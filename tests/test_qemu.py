@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
-from pytest_forkd.qemu.store import Entry
+from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
-from pytest_forkd.qemu.warmup import Base
+from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
+from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
 from tests.test_parity import check_outcome, run_suite
@@ -75,11 +76,16 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
     pytester.makepyfile(IDENTITY)
     result = qemu(f"--forkd-warm={level}", "--dist=load", workers=2)
     result.assert_outcomes(passed=8)
+    header = "forkd: 2 workers, qemu backend, kept snapshot, "
+    result.stdout.re_match_lines([rf"{header}(emulated|KVM)$"])
     found = properties(pytester)
     workers = {each["worker"] for each in found}
     assert workers == {"gw0", "gw1"}
     by_worker = {each["worker"]: each["host"] for each in found}
     assert len(set(by_worker.values())) == 2
+    boots = {(each["worker"], each["boot"]) for each in found}
+    assert len(boots) == len({boot for _worker, boot in boots}) == 2, "one boot id for each"
+    assert Path("/proc/sys/kernel/random/boot_id").read_text() not in dict(boots).values()
     assert {each["kernel"] for each in found} != {os.uname().version}
     assert {each["cwd"] for each in found} == {str(pytester.path)}
     drawn = [value for each in found for value in each["drawn"]]
@@ -88,6 +94,11 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
         # It took a moment to arrive, and the machine may be busy; a clock that was not set would
         # be behind by the age of the snapshot.
         assert -0.1 < each["arrived"] - each["now"] < 2.0
+    for worker in workers:
+        # What arrived soonest says how far a clock is behind; 0.1 s for the way here.
+        late = min(each["arrived"] - each["now"] for each in found if each["worker"] == worker)
+        print(f"the clock of {worker} is {late:.4f} s late")
+        assert late < 0.2, f"the clock of {worker} is {late:.3f} s late"
 
 
 @pytest.mark.parametrize("level", ["collection", "imports"])
@@ -197,6 +208,111 @@ def test_a_machine_that_dies_takes_one_test_with_it(
     assert "Kernel panic - not syncing: sysrq triggered crash" in text
     assert re.search(r"The guest's kernel: Out of memory: Killed process \d+ \(python", text)
     assert re.search(r"'gw\d' crashed while running '.*test_kills_everything'", text)
+
+
+#: A guest's limit of processes is thousands: full sooner, it is as full.
+GREEDY = """
+import os, subprocess, time
+import pytest
+
+def test_fills_its_disk():
+    with open("/filling", "wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * (4 << 20))
+
+def test_forks_without_end():
+    with open("/proc/sys/kernel/threads-max", "w") as file:
+        file.write("400")
+    open("/forking", "w").close()
+    me = os.getpid()
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            if os.getpid() == me:
+                raise
+            time.sleep(1000)
+
+@pytest.mark.parametrize("n", range(8))
+def test_fine(n, record_property):
+    record_property("spoiled", [p for p in ("/filling", "/forking") if os.path.exists(p)])
+    if not os.path.exists("/filling"):
+        with open("/some", "w") as file:
+            file.write("x" * 100_000)
+    if not os.path.exists("/forking"):
+        assert subprocess.run(["/bin/true"]).returncode == 0
+    time.sleep(0.5)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "spoiled", "reason"),
+    [
+        ("test_fills_its_disk", "/filling", r"No space left on device|Out of memory: Killed"),
+        ("test_forks_without_end", "/forking", r"Resource temporarily unavailable|Out of memory"),
+    ],
+)
+def test_a_machine_that_takes_all_it_can_get_harms_no_other(
+    qemu: Runner, pytester: pytest.Pytester, name: str, spoiled: str, reason: str
+) -> None:
+    """Its test fails with the reason; the other machine has all that it needs meanwhile."""
+    pytester.makeconftest(RECORDER)
+    pytester.makepyfile(GREEDY)
+    result = qemu("-v", "--dist=load", "-k", f"{name} or fine", workers=2)
+    text = result.stdout.str()
+    result.assert_outcomes(failed=1, passed=8, deselected=1)
+    assert re.search(rf"FAILED \S+::{name}", text), text
+    assert re.search(reason, text), text
+    found = properties(pytester)
+    spoilt = {each["worker"] for each in found if spoiled in each["spoiled"]}
+    assert {each["worker"] for each in found} - spoilt, "no test ran in another machine"
+
+
+#: Two tests of three seconds, at the same time: one changes its machine, one looks on.
+CHANGES = """
+import os, socket, time
+
+def test_changes_its_machine(record_property):
+    time.clock_settime(time.CLOCK_REALTIME, 10**9)
+    socket.sethostname("changed")
+    record_property("now", time.time())
+    record_property("host", socket.gethostname())
+    time.sleep(3)
+
+def test_looks_on(record_property):
+    name = socket.gethostname()
+    begin, boot = time.time(), open("/proc/sys/kernel/random/boot_id").read()
+    mono = time.monotonic()
+    while time.monotonic() - mono < 3:
+        assert abs((time.time() - begin) - (time.monotonic() - mono)) < 0.1
+        assert socket.gethostname() == name
+        time.sleep(0.05)
+    assert open("/proc/sys/kernel/random/boot_id").read() == boot
+    record_property("now", time.time())
+    record_property("host", name)
+"""
+
+
+def test_a_changed_clock_and_name_are_noticed_by_no_other(
+    qemu: Runner, pytester: pytest.Pytester
+) -> None:
+    pytester.makeconftest(RECORDER)
+    pytester.makepyfile(CHANGES)
+    here = os.uname().nodename
+    begin, wall = time.monotonic(), time.time()
+    result = qemu("--dist=load", workers=2)
+    result.assert_outcomes(passed=2)
+    found = {each["id"].partition("::")[2]: each for each in properties(pytester)}
+    changed, other = found["test_changes_its_machine"], found["test_looks_on"]
+    assert changed["worker"] != other["worker"]
+    assert changed["host"] == "changed"
+    assert abs(changed["now"] - 10**9) < 1
+    # Each arrives as its test ends, and both take three seconds: they ran at the same time.
+    assert abs(changed["arrived"] - other["arrived"]) < 3
+    assert re.fullmatch(r"forkd-[0-9a-f]{8}", other["host"])
+    assert -0.1 < other["arrived"] - other["now"] < 2.0
+    assert os.uname().nodename == here
+    assert abs((time.time() - wall) - (time.monotonic() - begin)) < 1.0, "this machine's clock"
 
 
 def test_a_qemu_that_is_killed_is_replaced(qemu: Runner, pytester: pytest.Pytester) -> None:

@@ -33,8 +33,10 @@ __all__ = ["QemuBackend", "QemuSettings"]
 
 #: Seconds for QEMU to end, once its guest's stream has.
 _END_LIMIT = 3.0
+#: Seconds that the header waits for what there is; nothing can begin before that is known.
+_HEADER_LIMIT = 0.5
 _CHUNK = 256 * 1024
-#: Bytes that are sent before it is looked at whether the machine still lives.
+#: Seconds for a guest to read what is sent to it.
 _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
 #: What is built in a working tree, ignored by git and needed to import it.
@@ -269,7 +271,6 @@ class QemuBackend(MachinesBackend):
         self._preparation: Future[tuple[Base, Entry]] | None = None
         self._preparer = ThreadPoolExecutor(1, "forkd-qemu")
         self._stopping = threading.Event()
-        self._base: Base | None = None
         self._host: QemuHost | None = None
 
     def start(self) -> None:
@@ -313,7 +314,6 @@ class QemuBackend(MachinesBackend):
             assert self._preparation is not None
             base, snapshot = self._wait_for(self._preparation)
             self._explain_emulation(base.accelerator)
-            self._base = base
             self._host = QemuHost(base, snapshot, lambda: self._level == "collection")
         return [self._host]
 
@@ -331,13 +331,15 @@ class QemuBackend(MachinesBackend):
             self._progress.end()
 
     def describe_parent(self) -> str:
-        if self._base is None:
+        if self._preparation is None:
             return ""
+        try:
+            base, _snapshot = self._preparation.result(timeout=_HEADER_LIMIT)
+        except (FutureTimeout, BackendError, OSError):
+            return ""  # it is being built; or it fails, which is told when hosts are looked for
         seconds = self._progress.seconds
         made = "kept snapshot" if seconds is None else f"snapshot built in {seconds:.0f} s"
-        if self._base.accelerator.name == "kvm":
-            return f"{made}, KVM"
-        return f"{made}, emulated"
+        return f"{made}, KVM" if base.accelerator.name == "kvm" else f"{made}, emulated"
 
     def _explain_emulation(self, accelerator: Accelerator) -> None:
         """Say once what emulation costs, and how to do without."""

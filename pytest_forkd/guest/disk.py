@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 
-__all__ = ["move_to_memory", "prepare_disk", "runs_in_forkd"]
+__all__ = ["mount", "move_to_memory", "prepare_disk", "runs_in_forkd"]
 
 _MS_RDONLY, _MS_REMOUNT, _MS_MOVE = 1, 32, 8192
 #: Directories that are written to in every guest; the relay's socket is in the first.
@@ -58,7 +58,7 @@ def prepare_disk(directories: Iterable[str]) -> list[str]:
         ("/", _MS_REMOUNT | _MS_RDONLY, None),
     ):
         try:
-            _mount(None, target, None, flags, data)
+            mount(None, target, None, flags, data)
         except OSError as exc:
             problems.append(f"{target} stays as it is: {exc}")
     return problems
@@ -72,10 +72,10 @@ def move_to_memory(directory: str) -> None:
     os.makedirs(directory, exist_ok=True)
     stage = tempfile.mkdtemp(prefix="pytest-forkd-")
     try:
-        _mount("tmpfs", stage, "tmpfs", 0, f"mode={os.stat(directory).st_mode & 0o7777:o}")
+        mount("tmpfs", stage, "tmpfs", 0, f"mode={os.stat(directory).st_mode & 0o7777:o}")
         try:
             shutil.copytree(directory, stage, symlinks=True, dirs_exist_ok=True)
-            _mount(stage, directory, None, _MS_MOVE, None)
+            mount(stage, directory, None, _MS_MOVE, None)
         except (OSError, shutil.Error) as exc:
             _libc().umount2(stage.encode(), 2)  # MNT_DETACH
             raise OSError(str(exc)) from exc
@@ -91,7 +91,8 @@ def _in_memory(directory: str) -> bool:
         return False
 
 
-def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None) -> None:
+def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None) -> None:
+    """Call mount(2); raises OSError if that is not allowed."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
     if _libc().mount(encoded[0], encoded[1], encoded[2], ctypes.c_ulong(flags), encoded[3]) != 0:
         number = ctypes.get_errno()

@@ -1,7 +1,7 @@
 """What a guest does first when it has been cloned, so that it is nobody's twin.
 
-A snapshot holds the clock, the state of every random generator and the host name, so clones would
-share them. What a guest is not allowed to change is left, and told.
+A snapshot holds the clock, the state of every random generator, the host name and the id of the
+boot, so clones would share them. What a guest is not allowed to change is left, and told.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import base64
 import contextlib
 import fcntl
+import hashlib
 import os
 import random
 import socket
 import struct
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
+
+from pytest_forkd.guest.disk import mount
 
 __all__ = ["SHARED_KERNEL", "restore"]
 
@@ -26,6 +30,11 @@ _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 #: Seconds by which the clock may be wrong: setting it is about as good.
 _CLOCK_TOLERANCE = 0.02
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+#: What is seen in its place.
+_OWN_BOOT_ID = "/run/pytest-forkd-boot-id"
+#: mount(2).
+_MS_BIND = 4096
 
 
 def restore(message: dict[str, Any]) -> list[str]:
@@ -33,7 +42,7 @@ def restore(message: dict[str, Any]) -> list[str]:
 
     :param message: ``time`` (seconds since the epoch, now), ``seed`` (base64 of random bytes that
         no other clone gets) and ``hostname``.
-    :returns: what could not be done: ``clock``, ``entropy``, ``hostname``.
+    :returns: what could not be done: ``clock``, ``hostname``, ``entropy``, ``boot_id``.
     """
     seed = base64.b64decode(message["seed"])
     shared = bool(os.environ.get(SHARED_KERNEL))
@@ -42,6 +51,7 @@ def restore(message: dict[str, Any]) -> list[str]:
         "clock": lambda: _set_clock(float(message["time"])),
         "hostname": lambda: socket.sethostname(message["hostname"]),
         "entropy": lambda: _feed_kernel(seed),
+        "boot_id": lambda: _show_boot_id(seed),
     }
     for name, step in steps.items():
         try:
@@ -70,3 +80,17 @@ def _feed_kernel(seed: bytes) -> None:
     with open("/dev/urandom", "wb", buffering=0) as file:
         fcntl.ioctl(file, _RNDADDENTROPY, struct.pack("ii", len(seed) * 8, len(seed)) + seed)
         fcntl.ioctl(file, _RNDRESEEDCRNG)
+
+
+def _show_boot_id(seed: bytes) -> None:
+    """Cover the kernel's boot id, which nobody can set, with a file.
+
+    It is made from ``seed``, not drawn: where the kernel could not be fed, clones draw alike.
+    """
+    own = uuid.UUID(bytes=hashlib.sha256(b"boot id" + seed).digest()[:16], version=4)
+    with open(_OWN_BOOT_ID, "w", encoding="ascii") as file:
+        os.fchmod(file.fileno(), 0o444)
+        file.write(f"{own}\n")
+    # A clone of a clone finds it covered already.
+    if not os.path.samefile(_OWN_BOOT_ID, _BOOT_ID):
+        mount(_OWN_BOOT_ID, _BOOT_ID, None, _MS_BIND, None)

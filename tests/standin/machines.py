@@ -194,8 +194,8 @@ class Machines:
                 missing = set(group)
                 deadline = time.monotonic() + _FREEZE_LIMIT
                 while missing:
-                    # More than once: Python runs its handlers between two instructions, and one that
-                    # was about to wait for something may have missed it.
+                    # More than once: Python runs its handlers between two instructions, and a
+                    # process that was about to wait for something may have missed it.
                     for pid in missing:
                         os.kill(pid, cloning.CLONE_SIGNAL)
                     try:

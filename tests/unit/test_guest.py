@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from pytest_forkd.channel.exchange import Request
 from pytest_forkd.channel.mux import control_frame, parse_control
+from pytest_forkd.guest import restore as module
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.relay import exchange
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
@@ -31,12 +33,22 @@ def _message(now: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """What is asked of the kernel, which does nothing of it."""
     asked: list[Any] = []
     monkeypatch.delenv(SHARED_KERNEL, raising=False)
     monkeypatch.setattr(time, "clock_settime", lambda clock, now: asked.append(("clock", now)))
     monkeypatch.setattr(socket, "sethostname", lambda name: asked.append(("hostname", name)))
+    (tmp_path / "kernels").write_text("the kernel's")
+    monkeypatch.setattr(module, "_BOOT_ID", str(tmp_path / "kernels"))
+    monkeypatch.setattr(module, "_OWN_BOOT_ID", str(tmp_path / "own"))
+
+    def mount(source: str, target: str, *more: object) -> None:
+        asked.append(("mount", source, target, *more))
+        os.unlink(target)
+        os.link(source, target)
+
+    monkeypatch.setattr(module, "mount", mount)
 
     def ioctl(file: Any, request: int, data: bytes = b"") -> None:
         asked.append((hex(request), data))
@@ -53,12 +65,29 @@ def test_a_clone_gets_clock_name_and_entropy_of_its_own(kernel: list[Any]) -> No
     assert ("hostname", "forkd-test") in kernel
     seed = base64.b64decode(message["seed"])
     # struct rand_pool_info: bits, bytes, and the pool; then the generator starts from it.
-    assert kernel[-2:] == [("0x40085203", struct.pack("ii", 512, 64) + seed), ("0x5207", b"")]
+    assert [each for each in kernel if each[0].startswith("0x")] == [
+        ("0x40085203", struct.pack("ii", 512, 64) + seed),
+        ("0x5207", b""),
+    ]
 
 
 def test_a_clock_that_is_right_is_left_alone(kernel: list[Any]) -> None:
     assert restore(_message(time.time())) == []
-    assert [name for name, _value in kernel if name == "clock"] == []
+    assert [each for each in kernel if each[0] == "clock"] == []
+
+
+def test_each_clone_has_a_boot_id_of_its_own(kernel: list[Any], tmp_path: Path) -> None:
+    """One that is cloned from a clone, too; and what is covered is not covered again."""
+    found = []
+    for _ in range(2):
+        assert restore(_message(0.0)) == []
+        text = (tmp_path / "kernels").read_text("ascii")
+        assert text == f"{uuid.UUID(text.strip())}\n", "as the kernel writes it"
+        found.append(text)
+    assert found[0] != found[1]
+    assert [each for each in kernel if each[0] == "mount"] == [
+        ("mount", str(tmp_path / "own"), str(tmp_path / "kernels"), None, 4096, None)
+    ]
 
 
 def test_what_is_not_allowed_is_told(kernel: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +98,8 @@ def test_what_is_not_allowed_is_told(kernel: list[Any], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(time, "clock_settime", refuse)
     monkeypatch.setattr(fcntl, "ioctl", refuse)
-    assert restore(_message(0.0)) == ["clock", "entropy"]
+    monkeypatch.setattr(module, "mount", refuse)
+    assert restore(_message(0.0)) == ["clock", "entropy", "boot_id"]
     assert kernel == [("hostname", "forkd-test")]
 
 
@@ -78,7 +108,7 @@ def test_a_kernel_that_is_shared_is_left_alone(
 ) -> None:
     """Where a "guest" is a process of this machine, as in these tests."""
     monkeypatch.setenv(SHARED_KERNEL, "1")
-    assert restore(_message(0.0)) == ["clock", "hostname", "entropy"]
+    assert restore(_message(0.0)) == ["clock", "hostname", "entropy", "boot_id"]
     assert kernel == []
 
 

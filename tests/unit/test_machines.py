@@ -400,6 +400,33 @@ def test_a_guest_that_is_none_of_ours(
     assert complaint in message["usage_error"][0]
 
 
+def test_a_slow_guest_is_told_the_time_again(sessions: Sessions) -> None:
+    """The time in the message is old when it takes long; a guest that cannot set it is left."""
+
+    def slow(failed: list[str]) -> Guest:
+        def answer(message: dict[str, Any]) -> list[Any]:
+            if "restore" not in message:
+                return good(message)
+            told = sum("restore" in each for each in guest.heard)
+            if told < 3:
+                time.sleep(0.1)
+            hello = [{"hello": HELLO}] if told == 1 else []
+            return [*hello, {"restored": {"failed": failed}}]
+
+        guest = Guest(answer)
+        return guest
+
+    guests = [slow([]), slow(["clock"])]
+    session = sessions(FakeHost("h", guests.copy()))
+    session.until(lambda: all(any("collect" in m for m in g.heard) for g in guests))
+    told, once = ([m["restore"] for m in g.heard if "restore" in m] for g in guests)
+    assert len(once) == 1
+    assert len(told) >= 3
+    assert told[2]["time"] - told[0]["time"] >= 0.2
+    assert len({each["hostname"] for each in told}) == 1
+    assert len({each["seed"] for each in told}) == len(told)
+
+
 # -- level collection --------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
+from pytest_forkd.qemu.image import ROOT_IMAGE
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
@@ -562,6 +563,36 @@ def test_a_damaged_snapshot_is_told_with_what_to_do(
             os.truncate(entry.path / "memory", 0)
         else:
             (entry.path / "state").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("what", ["changed", "touched", "removed"])
+def test_an_image_that_is_not_what_was_built_is_refused(
+    warm: tuple[Path, Base, Entry],
+    run: Runner,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    built = warm[1].image
+    cache = pytester.path / "cache"
+    image = cache / "pytest-forkd" / "images" / built.name
+    image.mkdir(parents=True, mode=0o700)
+    for name in os.listdir(built.path):
+        (image / name).symlink_to(built.path / name)
+    root = image / ROOT_IMAGE
+    root.unlink()
+    if what != "removed":
+        with open(root, "wb") as file:
+            file.truncate((built.path / ROOT_IMAGE).stat().st_size - (what == "changed"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    pytester.makepyfile("def test(): pass")
+    result = run("--forkd-backend=qemu", workers=1)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    text = result.stdout.str() + result.stderr.str()
+    said = "cannot be read: No such file" if what == "removed" else "has been changed since"
+    assert f"{root} {said}" in text
+    assert f"To have the image built anew: pytest-forkd image rm {built.name}" in text
+    assert "Traceback" not in text
 
 
 def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Entry], tmp_path: Path) -> None:

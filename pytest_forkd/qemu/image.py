@@ -148,6 +148,7 @@ def build_image(
     name = image_fingerprint(kernel, include, project)
     found = store.get("images", name)
     if found is not None:
+        _check(found)
         return found
     entry = store.build("images", name, build)
     # Images of this environment as it once was; the one before may be in use, or come back.
@@ -177,7 +178,32 @@ def _build(
         "prefix": sys.prefix,
         "kernel": kernel.release,
         "files": count,
+        "stamps": {name: _stamp(folder / name) for name in (INITRD, ROOT_IMAGE)},
     }
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file's last change; whole seconds, which archives of the cache keep."""
+    info = path.stat()
+    return [info.st_size, int(info.st_mtime)]
+
+
+def _check(image: Entry) -> None:
+    """Refuse an image that was changed: snapshots remember what was where in it.
+
+    :raises BackendError: if it was.
+    """
+    for name, stamp in image.meta.get("stamps", {}).items():
+        try:
+            if _stamp(image.path / name) == stamp:
+                continue
+            what = "has been changed since it was built"
+        except OSError as exc:
+            what = f"cannot be read: {exc.strerror}"
+        raise BackendError(
+            f"{image.path / name} {what}.\n"
+            f"To have the image built anew: pytest-forkd image rm {image.name}"
+        )
 
 
 def initramfs(kernel: Kernel, shell: Path) -> bytes:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# pytester forgets what is imported while a test uses it. httpx imports httpcore when it needs it,
+# and would not know the exceptions of a second one.
+import httpcore  # noqa: F401
 import pytest
 
-# pytester forgets what is imported while a test uses it, and would have it imported a second time.
 from tests.conftest import Runner
 from tests.standin.fixture import StandIn
 

@@ -111,8 +111,9 @@ def write_base(archive: tarfile.TarFile) -> None:
     for name in DISTRIBUTIONS:
         with contextlib.suppress(PackageNotFoundError):
             for file in distribution(name).files or ():
-                # pip lists bytecode that is not there where virtualenv has put it.
-                if ".." not in file.parts and file.suffix != ".pyc":
+                # virtualenv's pip lists bytecode that is not there, and folders.
+                here = ".." not in file.parts and "__pycache__" not in file.parts
+                if here and Path(str(file.locate())).is_file():
                     add(archive, str(file.locate()), f"{packages}/{file}")
     for folder in ("tmp", "etc", prefix.lstrip("/")):
         entry = tarfile.TarInfo(folder)

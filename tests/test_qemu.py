@@ -77,8 +77,9 @@ def test_each_worker_is_a_machine_and_nobodys_twin(
     pytester.makepyfile(IDENTITY)
     result = qemu(f"--forkd-warm={level}", "--dist=load", workers=2)
     result.assert_outcomes(passed=8)
-    header = "forkd: 2 workers, qemu backend, kept snapshot, "
-    result.stdout.re_match_lines([rf"{header}(emulated|KVM)$"])
+    # Where the snapshot for what this suite imports has yet to be built, the header does not wait.
+    header = "forkd: 2 workers, qemu backend(, kept snapshot, (emulated|KVM))?$"
+    result.stdout.re_match_lines([header])
     found = properties(pytester)
     workers = {each["worker"] for each in found}
     assert workers == {"gw0", "gw1"}

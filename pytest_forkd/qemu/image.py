@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,15 @@ def image_fingerprint(kernel: Kernel, include: Iterable[str], project: str | Non
 
 
 def _own_sources() -> list[Any]:
-    """This package's files: installed in place, it changes without its version."""
+    """This package's files: installed in place, it changes without its version.
+
+    Their content, not their times: a checkout beside an installed copy is no other package.
+    """
     package = Path(__file__).parent.parent
-    found = []
-    for path in sorted(package.rglob("*.py")):
-        info = path.stat()
-        found.append([str(path.relative_to(package)), info.st_size, info.st_mtime_ns])
-    return found
+    return [
+        [str(path.relative_to(package)), zlib.crc32(path.read_bytes())]
+        for path in sorted(package.rglob("*.py"))
+    ]
 
 
 def build_image(

@@ -187,7 +187,7 @@ class ForkdSession(DSession):
     def worker_wants(self, node: ForkdWorkerController) -> None:
         """A worker waits to be told what comes next; xdist's schedulers have told it already."""
         if isinstance(self.sched, ForkdScheduling):
-            self.sched.want(node)
+            self.sched.want(node, node.running)
 
     def _settle(self) -> bool:
         """Handle events until the warm level is known, and spawn the workers.

@@ -144,7 +144,7 @@ class Run:
         if node.wants and not news:
             return False
         node.wants = True
-        self.sched.want(node)
+        self.sched.want(node, node.running)
         self.after()
         return True
 
@@ -452,7 +452,7 @@ def test_a_scope_that_was_begun_while_it_was_taken_back_is_given_back_to_its_wor
     sched.add_node_collection(idle, ids)
     while sched._pool:
         sched._deal(busy, sched._shares[busy])
-    sched.want(idle)
+    sched.want(idle, None)
     assert ("steal", [1, 2, 3]) in busy.commands
     busy.commands.clear()
     sched.mark_test_complete(busy, 0)
@@ -461,3 +461,23 @@ def test_a_scope_that_was_begun_while_it_was_taken_back_is_given_back_to_its_wor
     sched.remove_pending_tests_from_node(busy, [2, 3])
     assert ("run", [2, 3]) in busy.commands
     assert [command for command in idle.commands if command[0] == "run"] == []
+
+
+def test_who_asked_before_it_was_sent_something_is_not_given_more() -> None:
+    """It would have it queued behind its first test, as good as begun."""
+    ids = [f"a::{i}" for i in range(6)]
+    sched = ForkdScheduling(None, 1, clock=Clock())
+    busy, idle = Node("gw0", claims=True), Node("gw1", claims=True)
+    sched.add_node(busy)
+    sched.add_node_collection(busy, ids)
+    sched.schedule()
+    while sched._pool:
+        sched._deal(busy, sched._shares[busy])
+    sched.want(busy, None)  # said before that, and read only now
+    sched.add_node(idle)
+    sched.add_node_collection(idle, ids)
+    sched.schedule()
+    [back] = busy.taken
+    sched.remove_pending_tests_from_node(busy, back)
+    assert ("run", back) in idle.commands
+    assert len(idle.taken) == 0, "and nothing of it goes back to the first"

@@ -193,16 +193,18 @@ class Machines:
             for group in (machine.pids[:1], machine.pids[1:]):
                 missing = set(group)
                 deadline = time.monotonic() + _FREEZE_LIMIT
+                for pid in missing:
+                    os.kill(pid, cloning.CLONE_SIGNAL)
                 while missing:
-                    # More than once: Python runs its handlers between two instructions, and a
-                    # process that was about to wait for something may have missed it.
-                    for pid in missing:
-                        os.kill(pid, cloning.CLONE_SIGNAL)
                     try:
                         control, _address = self._listener.accept()
                     except TimeoutError:
                         if time.monotonic() > deadline:
                             raise
+                        # Python runs its handlers between two instructions, and a process that was
+                        # about to wait for something may have missed it.
+                        for pid in missing:
+                            os.kill(pid, cloning.CLONE_SIGNAL)
                         continue
                     control.settimeout(_FREEZE_LIMIT)
                     hello, _fds = cloning.receive(control)
@@ -210,6 +212,7 @@ class Machines:
                         control.close()  # late, from an attempt that was given up
                         continue
                     missing.remove(hello["pid"])
+                    cloning.send(control, {"wanted": True})
                     if "error" in hello:
                         command = command_of(hello["pid"])
                         raise NotClonable(f"{command} cannot be cloned: {hello['error']}")

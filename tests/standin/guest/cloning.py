@@ -129,8 +129,22 @@ def _heed() -> None:
     # So that the daemon, and no process of the original guest, adopts the forks.
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     send(control, {"pid": os.getpid(), "control": control.fileno()})
-    _stand_still(control)
+    if not _wanted(control):
+        control.close()
+    else:
+        _stand_still(control)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, subreaper.value, 0, 0, 0)
+
+
+def _wanted(control: socket.socket) -> bool:
+    """Whether the daemon waits for this process; the signal may come once more than was needed."""
+    control.settimeout(2.0)
+    try:
+        receive(control)
+    except (EOFError, OSError):
+        return False
+    control.settimeout(None)
+    return True
 
 
 def _stand_still(control: socket.socket) -> None:

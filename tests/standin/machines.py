@@ -212,10 +212,10 @@ class Machines:
                         control.close()  # late, from an attempt that was given up
                         continue
                     missing.remove(hello["pid"])
-                    cloning.send(control, {"wanted": True})
                     if "error" in hello:
                         command = command_of(hello["pid"])
                         raise NotClonable(f"{command} cannot be cloned: {hello['error']}")
+                    cloning.send(control, {"wanted": True})
                     machine.control[hello["pid"]] = control
         except TimeoutError:
             self._resume(machine)

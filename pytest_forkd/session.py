@@ -270,8 +270,13 @@ class ForkdSession(DSession):
         begin = self._reserve.split(nodes, lambda ids: self._estimate(ids, None), ids)
         for node in nodes[len(begin) :]:
             self._do_without(node)
-        self.config.option.tx = self.config.option.tx[: len(begin)]
+        self._have_workers(len(begin))
         return begin
+
+    def _have_workers(self, count: int) -> None:
+        """Let the options say how many there are: schedulers and plugins wait for so many."""
+        self.config.option.tx = ["popen"] * count
+        self.config.option.numprocesses = count
 
     def _deals(self) -> bool:
         """Whether forkd's own scheduler is going to deal, which takes workers at any time."""
@@ -281,6 +286,7 @@ class ForkdSession(DSession):
     def _call_reserve(self, nodes: Sequence[ForkdWorkerController]) -> None:
         assert self.nodemanager is not None
         self._active_nodes.update(nodes)
+        self._have_workers(len(self.config.option.tx) + len(nodes))
         for node in nodes:
             self.nodemanager.spawn(node)
 
@@ -318,9 +324,7 @@ class ForkdSession(DSession):
         for node in nodes[count:]:
             node.discard()
             self._do_without(node)
-        # Schedulers wait for as many nodes as there are --tx entries.
-        self.config.option.tx = self.config.option.tx[:count]
-        self.config.option.numprocesses = count
+        self._have_workers(count)
         for node in nodes[:count]:
             node.workerinput["workercount"] = count
         return nodes[:count]

@@ -338,8 +338,13 @@ def test_what_is_known_to_be_quick_has_few_workers(pytester: pytest.Pytester, ru
     write_suite(
         pytester,
         conftest="""
+        import pytest
         from doing import note
         def pytest_testnodedown(node, error): note("down", node.gateway.id)
+        @pytest.hookimpl(trylast=True)
+        def pytest_sessionfinish(session):
+            if not hasattr(session.config, "workerinput"):
+                note("count", session.config.option.numprocesses)
         """,
         test_it="""
         import pytest
@@ -351,9 +356,11 @@ def test_what_is_known_to_be_quick_has_few_workers(pytester: pytest.Pytester, ru
     run(workers=4).assert_outcomes(passed=12)
     assert len((pytester.path / "down").read_text().split()) == 4, "nothing was known"
     (pytester.path / "down").unlink()
+    (pytester.path / "count").unlink()
     _forget_runs(pytester)
     run(workers=4).assert_outcomes(passed=12)
     assert len((pytester.path / "down").read_text().split()) == len(_workers_used(pytester)) == 1
+    assert (pytester.path / "count").read_text().split() == ["1"], "plugins wait for so many"
     assert_each_ran(pytester, tests=12)
     # Who asks for one of xdist's schedulers gets the workers that it deals to.
     (pytester.path / "down").unlink()

@@ -338,13 +338,10 @@ def test_what_is_known_to_be_quick_has_few_workers(pytester: pytest.Pytester, ru
     write_suite(
         pytester,
         conftest="""
-        import pytest
         from doing import note
-        def pytest_testnodedown(node, error): note("down", node.gateway.id)
-        @pytest.hookimpl(trylast=True)
-        def pytest_sessionfinish(session):
-            if not hasattr(session.config, "workerinput"):
-                note("count", session.config.option.numprocesses)
+        def pytest_testnodedown(node, error):
+            note("down", node.gateway.id)
+            note("count", node.config.option.numprocesses)
         """,
         test_it="""
         import pytest

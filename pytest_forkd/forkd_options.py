@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_forkd.asked import asked
 
 if TYPE_CHECKING:
     from pytest_forkd.backends.forkd import ForkdSettings
@@ -126,14 +129,12 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
     from pytest_forkd.forkd.built import choose_tag
     from pytest_forkd.forkd.errors import ForkdError
 
-    def asked(name: str) -> tuple[Any, str]:
-        return _asked(config, namespace, name)
-
-    tag, _source = asked("forkd_tag")
-    token_file, _source = asked("forkd_token_file")
-    ca, _source = asked("forkd_ca")
+    read = partial(asked, config, namespace)
+    tag, _source = read("forkd_tag")
+    token_file, _source = read("forkd_token_file")
+    ca, _source = read("forkd_ca")
     try:
-        urls = read_urls(*asked("forkd_url"), os.environ)
+        urls = read_urls(*read("forkd_url"), os.environ)
         if not tag:
             choice = choose_tag(str(config.rootpath))
             if choice.stale is not None and not namespace.forkd_allow_stale:
@@ -151,8 +152,8 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
         token=lambda: read_token(token_file, os.environ),
         token_file=token_file,
         ca=ca,
-        netns=_flag(*asked("forkd_netns")),
-        memory=_mebibytes(*asked("forkd_memory")),
+        netns=_flag(*read("forkd_netns")),
+        memory=_mebibytes(*read("forkd_memory")),
         environ=tuple(config.getini("forkd_env")),
     )
 
@@ -167,7 +168,7 @@ def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
 
     return SyncSettings(
         folder=str(config.rootpath),
-        enabled=_flag(*_asked(config, namespace, "forkd_sync")),
+        enabled=_flag(*asked(config, namespace, "forkd_sync")),
         exclude=tuple(config.getini("forkd_sync_exclude")),
         include=(*config.getini("forkd_sync_include"), *_cache_folder(config)),
         allow_stale=bool(namespace.forkd_allow_stale),
@@ -183,13 +184,6 @@ def _cache_folder(config: pytest.Config) -> list[str]:
     if os.path.isabs(folder) or folder.startswith(".."):
         return []
     return [f"{folder}/v/cache"]
-
-
-def _asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
-    value = getattr(namespace, name, None)
-    if value is not None:
-        return value, "--" + name.replace("_", "-")
-    return config.getini(name) or None, f"ini value {name}"
 
 
 def _flag(value: Any, source: str) -> bool:

@@ -279,8 +279,6 @@ class Inbox:
             self.nodeid(node, index)
             if index not in node.given:
                 raise BadEvent(f"item {index} is not its to give back")
-        for index in indices:
-            node.given.pop(index, None)
         self._session.worker_unscheduled(node, indices)
 
     def _on_interrupted(

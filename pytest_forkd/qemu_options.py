@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from pytest_forkd.asked import asked
 
 if TYPE_CHECKING:
     from pytest_forkd.backends.qemu import QemuSettings
@@ -59,21 +62,16 @@ def read_qemu_settings(config: pytest.Config, namespace: Any) -> QemuSettings:
     from pytest_forkd.backends.qemu import QemuSettings
     from pytest_forkd.qemu.warmup import DEFAULT_MEMORY
 
-    def asked(name: str) -> tuple[Any, str]:
-        value = getattr(namespace, name, None)
-        if value is not None:
-            return value, "--" + name.replace("_", "-")
-        return config.getini(name) or None, f"ini value {name}"
-
-    network, source = asked("forkd_network")
+    read = partial(asked, config, namespace)
+    network, source = read("forkd_network")
     if network not in (None, "none", "user"):
         raise pytest.UsageError(f"{source}: {network!r} is none of none, user.")
-    kernel, source = asked("forkd_kernel")
+    kernel, source = read("forkd_kernel")
     if kernel is not None and source.startswith("ini"):
         kernel = str(config.rootpath / kernel)
     return QemuSettings(
-        memory=_number(*asked("forkd_memory"), DEFAULT_MEMORY, _LEAST_MEMORY, 1 << 20, "MiB"),
-        cpus=_number(*asked("forkd_cpus"), 1, 1, _MOST_CPUS, "processors"),
+        memory=_number(*read("forkd_memory"), DEFAULT_MEMORY, _LEAST_MEMORY, 1 << 20, "MiB"),
+        cpus=_number(*read("forkd_cpus"), 1, 1, _MOST_CPUS, "processors"),
         kernel=kernel,
         include=tuple(config.getini("forkd_image_include")),
         network=network == "user",

@@ -1,8 +1,8 @@
 """Workers that are made only once there is enough for them to do.
 
-A worker costs some 20 to 100 ms of processor time in the suites measured (see the README): a fork,
-a session of its own, pages that it touches first, and shared fixtures that it sets up again. Where
-the tests are known to take no longer than that, it makes the run slower.
+A worker costs processor time: a fork, a session of its own, pages that it touches first, and shared
+fixtures that it sets up again. Where the tests are known to take no longer than that, it makes the
+run slower.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_forkd.asked import asked
 from pytest_forkd.backends.base import Backend, BackendError
 from pytest_forkd.snapshots.plan import Plan
 
@@ -141,50 +142,42 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
 
 
 def _workers(config: pytest.Config, namespace: Any) -> int | str:
-    asked = getattr(namespace, "forkd_workers", None)
+    wanted = getattr(namespace, "forkd_workers", None)
     source = "--forkd-workers"
     xdist_workers = getattr(namespace, "numprocesses", None)
-    if asked is not None and xdist_workers is not None:
+    if wanted is not None and xdist_workers is not None:
         raise pytest.UsageError(
             "-n and --forkd-workers both say how many workers there are to be; give one of them."
         )
-    if asked is None and xdist_workers is not None:
+    if wanted is None and xdist_workers is not None:
         if not config.getini("forkd_replace_xdist"):
             return 0  # -n was meant for xdist, whatever the ini file's default is
         return xdist_workers  # type: ignore[no-any-return]
-    if asked is None:
-        asked, source = config.getini("forkd_workers"), "ini value forkd_workers"
-    if asked is None or asked == "":
+    if wanted is None:
+        wanted, source = config.getini("forkd_workers"), "ini value forkd_workers"
+    if wanted is None or wanted == "":
         return 0
     try:
-        return parse_workers(str(asked))
+        return parse_workers(str(wanted))
     except ValueError:
         raise pytest.UsageError(
-            f"{source}: {str(asked)!r} is no number of workers.\n"
+            f"{source}: {str(wanted)!r} is no number of workers.\n"
             "Give a whole number, 0 for none, or 'auto' for one a processor."
         ) from None
 
 
-def _asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
-    """What an option says, else the ini value of the same name (``None`` if empty); and which."""
-    value = getattr(namespace, name, None)
-    if value is not None:
-        return value, "--" + name.replace("_", "-")
-    return config.getini(name) or None, f"ini value {name}"
-
-
 def _keep(config: pytest.Config, namespace: Any) -> float:
-    asked, source = _asked(config, namespace, "forkd_keep")
-    if asked is None or asked == "":
+    seconds, source = asked(config, namespace, "forkd_keep")
+    if seconds is None or seconds == "":
         # What is started on CI is expected to end with the job's step.
         return 0.0 if os.environ.get("CI") else DEFAULT_KEEP
     try:
-        keep = float(asked)
+        keep = float(seconds)
         if not 0 <= keep < float("inf"):
             raise ValueError
     except ValueError:
         raise pytest.UsageError(
-            f"{source}: {str(asked)!r} is no number of seconds.\n"
+            f"{source}: {str(seconds)!r} is no number of seconds.\n"
             "Give how long the parent is to be kept after the run, 0 not to keep it."
         ) from None
     return keep
@@ -216,7 +209,7 @@ def guess_workers(settings: Settings, namespace: Any) -> int:
 
 
 def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:
-    value, source = _asked(config, namespace, name)
+    value, source = asked(config, namespace, name)
     if value is None:
         value = choices[0]
     if value not in choices:

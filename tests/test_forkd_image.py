@@ -80,12 +80,12 @@ pytestmark = [
 def base() -> Iterator[str]:
     """An image with this Python, a shell, and what this package depends on."""
     name = f"pytest-forkd-test-{os.getpid()}"
-    with subprocess.Popen(["docker", "import", "-", name], stdin=subprocess.PIPE) as docker:
-        assert docker.stdin is not None
-        with docker.stdin as file, tarfile.open(fileobj=file, mode="w|") as archive:
-            write_base(archive)
-    assert docker.returncode == 0
     try:
+        with subprocess.Popen(["docker", "import", "-", name], stdin=subprocess.PIPE) as docker:
+            assert docker.stdin is not None
+            with docker.stdin as file, tarfile.open(fileobj=file, mode="w|") as archive:
+                write_base(archive)
+        assert docker.returncode == 0
         yield name
     finally:
         subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, timeout=60)

@@ -69,22 +69,22 @@ while [ ! -b /dev/vda ] && [ $tries -lt 500 ]; do tries=$((tries+1)); $b usleep 
 $b mount -t ext4 -o ro,noatime /dev/vda /lower || $b poweroff -f
 $b mount -t tmpfs -o size=75%,mode=0755 tmpfs /upper
 $b mkdir /upper/up /upper/work
-$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/up,workdir=/upper/work overlay /root
-for name in proc sys dev; do $b mount -o move /$name /root/$name; done
-$b mkdir -p /root/dev/shm /root/dev/pts
-$b mount -t devpts -o ptmxmode=0666 devpts /root/dev/pts
-$b mount -t tmpfs -o mode=1777 tmpfs /root/dev/shm
+$b mount -t overlay -o lowerdir=/lower,upperdir=/upper/up,workdir=/upper/work overlay /merged
+for name in proc sys dev; do $b mount -o move /$name /merged/$name; done
+$b mkdir -p /merged/dev/shm /merged/dev/pts
+$b mount -t devpts -o ptmxmode=0666 devpts /merged/dev/pts
+$b mount -t tmpfs -o mode=1777 tmpfs /merged/dev/shm
 # /tmp has none of its own: environments and projects may be in it.
-$b mount -t tmpfs -o mode=0755 tmpfs /root/run
+$b mount -t tmpfs -o mode=0755 tmpfs /merged/run
 if $b ifconfig eth0 10.0.2.15 netmask 255.255.255.0 2>/dev/null; then
     $b route add default gw 10.0.2.2
 fi
 for name in fd:/proc/self/fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
-    $b ln -sf ${{name#*:}} /root/dev/${{name%%:*}}
+    $b ln -sf ${{name#*:}} /merged/dev/${{name%%:*}}
 done
-[ -e /given ] && $b cp -r /given /root/run/given
-$b cp /second /root/run/init
-exec $b switch_root /root /run/init
+[ -e /given ] && $b cp -r /given /merged/run/given
+$b cp /second /merged/run/init
+exec $b switch_root /merged /run/init
 """
 _SECOND = """#!/usr/bin/busybox sh
 # Process 1 of a guest: starts what the guest is for, reaps what that leaves, ends with it.
@@ -215,7 +215,7 @@ def initramfs(kernel: Kernel, shell: Path) -> bytes:
     :raises BackendError: if the kernel lacks a module.
     """
     modules = module_files(kernel, MODULES)
-    names = ("bin", "dev", "lower", "modules", "proc", "root", "sys", "upper")
+    names = ("bin", "dev", "lower", "merged", "modules", "proc", "sys", "upper")
     files: dict[str, tuple[int, bytes]] = dict.fromkeys(names, (stat.S_IFDIR | 0o755, b""))
     files["bin/busybox"] = (stat.S_IFREG | 0o755, shell.read_bytes())
     for name, content in modules:

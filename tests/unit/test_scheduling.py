@@ -466,7 +466,8 @@ def test_a_scope_that_was_begun_while_it_was_taken_back_is_given_back_to_its_wor
 def test_who_asked_before_it_was_sent_something_is_not_given_more() -> None:
     """It would have it queued behind its first test, as good as begun."""
     ids = [f"a::{i}" for i in range(6)]
-    sched = ForkdScheduling(None, 1, clock=Clock())
+    clock = Clock()
+    sched = ForkdScheduling(None, 1, clock=clock)
     busy, idle = Node("gw0", claims=True), Node("gw1", claims=True)
     sched.add_node(busy)
     sched.add_node_collection(busy, ids)
@@ -474,10 +475,12 @@ def test_who_asked_before_it_was_sent_something_is_not_given_more() -> None:
     while sched._pool:
         sched._deal(busy, sched._shares[busy])
     sched.want(busy, None)  # said before that, and read only now
+    clock.now = 10.0  # its first test takes so long that the others are all taken from it
     sched.add_node(idle)
     sched.add_node_collection(idle, ids)
     sched.schedule()
     [back] = busy.taken
+    assert len(back) == 5
     sched.remove_pending_tests_from_node(busy, back)
     assert ("run", back) in idle.commands
     assert len(idle.taken) == 0, "and nothing of it goes back to the first"

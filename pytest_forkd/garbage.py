@@ -1,12 +1,15 @@
-"""How often the controller looks for garbage."""
+"""How often the controller looks for garbage, and at how much."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["fewer_full_collections", "last_collection", "thaw"]
+__all__ = ["fewer_full_collections", "last_collection", "thaw", "without_reports_at_exit"]
 
 _RARER = 10
 #: What the interpreter itself has frozen (some hundred objects, in Python 3.12).
@@ -50,3 +53,22 @@ def thaw() -> None:
     if _frozen:
         gc.unfreeze()
         _frozen = False
+
+
+def without_reports_at_exit(reporter: Any) -> None:
+    """Let the interpreter end without the reports that a terminal reporter has kept.
+
+    It looks for garbage several times while it ends, each time among three objects a report, which
+    takes longer than to free them.
+
+    :param reporter: the plugin ``terminalreporter``; nothing happens to what it keeps before the
+        process ends, or if it is gone by then.
+    """
+    reference = weakref.ref(reporter)
+
+    def free() -> None:
+        stats = getattr(reference(), "stats", None)
+        if isinstance(stats, dict):
+            stats.clear()
+
+    atexit.register(free)

@@ -310,6 +310,11 @@ class ForkdNodeManager(NodeManager):
             node.end = WorkerEnd(reason)
         return nodes
 
+    def expect_end(self) -> None:
+        """Have the collector leave while there is something else to do, if its workers have."""
+        if self.warm and all(node.down for node in self.nodes.values() if node.spawned):
+            self.backend.ask_to_end()
+
     def teardown_nodes(self) -> None:
         """End every worker, then the collector and the parent.
 

@@ -20,7 +20,11 @@ from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.crash import crash_report
 from pytest_forkd.durations import Durations
-from pytest_forkd.garbage import fewer_full_collections, last_collection
+from pytest_forkd.garbage import (
+    fewer_full_collections,
+    last_collection,
+    without_reports_at_exit,
+)
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
@@ -125,14 +129,21 @@ class ForkdSession(DSession):
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
         """Shut down all nodes, the collector and the parent."""
-        super().pytest_sessionfinish()
+        try:
+            if self.nodemanager is not None:
+                self.nodemanager.expect_end()
+            # While they end: their memory is what takes time to free.
+            self.durations.save(self.inbox.ids or ())
+            last_collection()
+        finally:
+            super().pytest_sessionfinish()
         self.backend.close()
         for line in self.backend.leftovers():
             # No warning: after an internal error there is no summary to show it.
             if self.terminal:
                 self.terminal.write_line(f"forkd: {line}")
-        self.durations.save(self.inbox.ids or ())
-        last_collection()
+        if self.terminal:
+            without_reports_at_exit(self.terminal)
 
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None

@@ -177,6 +177,13 @@ class Backend(abc.ABC):
         """End a collector that has not answered yet, as Ctrl-C would, giving it a moment."""
 
     @abc.abstractmethod
+    def ask_to_end(self) -> None:
+        """Have the collector leave once its workers have, without waiting for it.
+
+        :meth:`end_run` does that, too, and waits; this lets the caller do something meanwhile.
+        """
+
+    @abc.abstractmethod
     def end_run(self, timeout: float) -> None:
         """Want no more workers; wait until the collector has seen the last one end.
 

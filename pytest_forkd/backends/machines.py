@@ -339,13 +339,16 @@ class MachinesBackend(Fleet, Backend):
         for entry in list(self._entries.values()):
             self._remove(entry)
 
-    def end_run(self, timeout: float) -> None:
+    def ask_to_end(self) -> None:
         self._ending = True
         while self._orders:
             self._orders.popleft().channel.close()
         for entry in list(self._entries.values()):
             if entry.stage != "busy":
                 self._remove(entry)
+
+    def end_run(self, timeout: float) -> None:
+        self.ask_to_end()
         deadline = time.monotonic() + timeout
         assert self._events is not None
         while self._entries and time.monotonic() < deadline:

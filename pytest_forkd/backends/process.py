@@ -437,13 +437,17 @@ class ProcessBackend(Backend):
                 os.kill(self._collector_pid, signal.SIGINT)
         self._wait_for_collector(_INTERRUPT_TIMEOUT)
 
-    def end_run(self, timeout: float) -> None:
-        if self._collector is None or self._collector.eof:
+    def ask_to_end(self) -> None:
+        if self._collector is None or self._collector.eof or self._ending:
             return
         self._ending = True
         with contextlib.suppress(BackendError):
             self._ask({"end": {}})
-        self._wait_for_collector(timeout)
+
+    def end_run(self, timeout: float) -> None:
+        self.ask_to_end()
+        if self._collector is not None:
+            self._wait_for_collector(timeout)
 
     def _wait_for_collector(self, timeout: float) -> bool:
         """Handle events until the collector has gone; false if it has not in time."""

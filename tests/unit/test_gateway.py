@@ -299,3 +299,70 @@ def test_a_readable_file_feeds_the_queue_while_it_is_registered() -> None:
             fifo.get(timeout=0.01)
         fifo.unregister(ours)
         fifo.close()
+
+
+def test_dense_messages_are_taken_in_batches_and_sparse_ones_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker with trivial tests would pay for waking the controller, once a test."""
+    ours, theirs = socket.socketpair()
+    clock = Clock(theirs)
+    monkeypatch.setattr("pytest_forkd.channel.gateway.time", clock)
+    fifo = EventQueue()
+
+    def receive() -> None:
+        for _ in ours.recv(1000):
+            fifo.put(("x", {}))
+
+    def batches(messages: int, interval: float) -> int:
+        """How often the queue waited for so many messages, one sent in each ``interval``."""
+        clock.interval = interval
+        waits = 0
+        for _ in range(messages):
+            if not fifo._events:
+                waits += 1
+                clock.pass_by(interval)
+            assert fifo.get(timeout=5) == ("x", {})
+        return waits
+
+    with ours, theirs, no_longer_than(30):
+        fifo.register(ours, receive)
+        assert batches(50, 0.0021) == 50, "tests of 2 ms wait for nothing"
+        assert not clock.slept
+        assert batches(400, 0.0003) < 100
+        assert set(clock.slept) == {0.002}, "that long is what a message may wait"
+        batches(10, 0.0021)
+        clock.slept.clear()
+        assert batches(50, 0.0021) == 50, "it has got quiet again"
+        assert not clock.slept
+        batches(400, 0.0003)
+        while fifo._events:
+            fifo.get()
+        clock.slept.clear()
+        with pytest.raises(queue.Empty):
+            fifo.get(block=False)
+        assert not clock.slept, "nobody wanted to wait"
+    fifo.close()
+
+
+class Clock:
+    """In the place of the module ``time``: one byte is sent in each ``interval`` of its time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.now = self.sent = 0.0
+        self.interval = 1.0
+        self.slept: list[float] = []
+        self._sock = sock
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        while self.sent + self.interval <= self.now:
+            self.sent += self.interval
+            self._sock.send(b"x")
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.pass_by(seconds)

@@ -21,7 +21,7 @@ from pytest_forkd import __version__
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.kernel import MODULES, Kernel, busybox, module_files
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Entry, Store, stamps
 from pytest_forkd.qemu.tree import Contents, contents, plant
 from pytest_forkd.snapshots.fingerprint import installed
 
@@ -151,7 +151,7 @@ def build_image(
     name = image_fingerprint(kernel, include, project)
     found = store.get("images", name)
     if found is not None:
-        _check(found)
+        found.check()
         return found
     entry = store.build("images", name, build)
     # Images of this environment as it once was; the one before may be in use, or come back.
@@ -181,32 +181,8 @@ def _build(
         "prefix": sys.prefix,
         "kernel": kernel.release,
         "files": count,
-        "stamps": {name: _stamp(folder / name) for name in (INITRD, ROOT_IMAGE)},
+        "stamps": stamps(folder / INITRD, folder / ROOT_IMAGE),
     }
-
-
-def _stamp(path: Path) -> list[int]:
-    """Size and time of a file's last change; whole seconds, which archives of the cache keep."""
-    info = path.stat()
-    return [info.st_size, int(info.st_mtime)]
-
-
-def _check(image: Entry) -> None:
-    """Refuse an image that was changed: snapshots remember what was where in it.
-
-    :raises BackendError: if it was.
-    """
-    for name, stamp in image.meta.get("stamps", {}).items():
-        try:
-            if _stamp(image.path / name) == stamp:
-                continue
-            what = "has been changed since it was built"
-        except OSError as exc:
-            what = f"cannot be read: {exc.strerror}"
-        raise BackendError(
-            f"{image.path / name} {what}.\n"
-            f"To have the image built anew: pytest-forkd image rm {image.name}"
-        )
 
 
 def initramfs(kernel: Kernel, shell: Path) -> bytes:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from pytest_forkd.backends.base import BackendError
 
-__all__ = ["KINDS", "Entry", "Store"]
+__all__ = ["KINDS", "Entry", "Store", "stamps"]
 
 KINDS = ("kernels", "images", "snapshots")
 #: Seconds to wait for another run that builds the same; it may have everything to build.
@@ -62,6 +62,24 @@ class Entry:
         with contextlib.suppress(OSError):
             return os.stat(self.path / _USED).st_mtime
         return 0.0
+
+    def check(self) -> None:
+        """Refuse what was changed: a snapshot remembers what was where in its image and memory.
+
+        :raises BackendError: if it was.
+        """
+        for name, stamp in self.meta.get("stamps", {}).items():
+            try:
+                if _stamp(self.path / name) == stamp:
+                    continue
+                what = "has been changed since it was built"
+            except OSError as exc:
+                what = f"cannot be read: {exc.strerror}"
+            raise BackendError(
+                f"{self.path / name} {what}.\n"
+                f"To have the {self.kind.removesuffix('s')} built anew: "
+                f"pytest-forkd image rm {self.name}"
+            )
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Path]:
@@ -201,6 +219,20 @@ class Store:
         lock = FileLock(folder / f"{name.removesuffix('.partial')}.lock", timeout=0)
         with contextlib.suppress(Timeout, OSError), lock:
             _remove(folder / name)
+
+
+def stamps(*paths: Path) -> dict[str, list[int]]:
+    """What :meth:`Entry.check` looks at; a builder notes it under that name.
+
+    :param paths: of files of the entry that nothing may change once it is built.
+    """
+    return {path.name: _stamp(path) for path in paths}
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file's last change; whole seconds, which archives of the cache keep."""
+    info = path.stat()
+    return [info.st_size, int(info.st_mtime)]
 
 
 def _same(fd: int, path: Path) -> bool:

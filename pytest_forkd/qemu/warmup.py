@@ -25,7 +25,7 @@ from pytest_forkd.qemu.accelerator import (
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.image import BOOTED_MARK, INITRD, ROOT_IMAGE, Progress, build_image
 from pytest_forkd.qemu.kernel import Kernel, find_kernel
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Entry, Store, stamps
 from pytest_forkd.qemu.vm import CHANNEL_PORT, Hardware, Snapshot, VirtualMachine
 from pytest_forkd.snapshots.plan import Plan
 
@@ -112,11 +112,13 @@ def warm_snapshot(
         modules = entry.meta.get("modules", ())
         foreign = {name.partition(".")[0] for name in modules}.intersection(plan.exclude)
         if wanted.issubset(modules) and not foreign:
+            entry.check()
             return entry
     name = f"{key}-{_hash([sorted(wanted), project])[:8]}"
 
     def build(folder: Path) -> dict[str, Any]:
         _warm_up(folder, base, plan, progress)
+        snapshot = Snapshot.in_folder(folder)
         return {
             "modules": sorted(wanted),
             "preload": plan.preload,
@@ -124,6 +126,7 @@ def warm_snapshot(
             "image": base.image.name,
             "accelerator": base.accelerator.name,
             "memory": base.hardware.memory,
+            "stamps": stamps(Path(snapshot.memory), Path(snapshot.state)),
         }
 
     made = store.build("snapshots", name, build)

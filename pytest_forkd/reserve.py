@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from pytest_forkd.channel.gateway import EventQueue
     from pytest_forkd.nodes import ForkdWorkerController
 
-__all__ = ["CALL_AFTER", "WORTH_A_WORKER", "Reserve", "workers_worth"]
+__all__ = ["CALL_AFTER", "PATIENCE", "WORTH_A_WORKER", "Reserve", "workers_worth"]
 
 #: Seconds of tests that are worth a worker.
 WORTH_A_WORKER = 0.4
-#: Seconds after which others are called, should there be work for them after all.
+#: Seconds after which others are called, should there be work for them after all; and how often the
+#: first ones may take what was expected before that. Called while these are about to be done, they
+#: hold them up, and what tests took is more the next time.
 CALL_AFTER = 0.2
+PATIENCE = 2.0
 
 
 def workers_worth(seconds: float | None, most: int, processors: int) -> int:
@@ -48,8 +51,9 @@ def workers_worth(seconds: float | None, most: int, processors: int) -> int:
 class Reserve:
     """The nodes that a run has not begun with.
 
-    As long as there are any, and work that could be given to them, as many again are called every
-    :data:`CALL_AFTER` seconds as are at work: a wrong estimate costs a moment and no more.
+    Once the first ones should have been done long ago, and as long as there is work that could be
+    given to others, as many again are called every :data:`CALL_AFTER` seconds as are at work: a
+    wrong estimate costs a moment and no more.
 
     :param call: makes the workers of some nodes.
     """
@@ -58,6 +62,7 @@ class Reserve:
         self._call = call
         self._nodes: list[ForkdWorkerController] = []
         self._at_work = 0
+        self._expected = 0.0
 
     def split(
         self,
@@ -74,7 +79,9 @@ class Reserve:
         """
         count = len(nodes)
         if count > 1 and len(ids) * Estimates.LEAST < 2 * count * WORTH_A_WORKER:
-            count = workers_worth(estimate(ids).total(), count, _processors())
+            seconds = estimate(ids).total()
+            count = workers_worth(seconds, count, _processors())
+            self._expected = (seconds or 0.0) / count
         self._nodes = nodes[count:]
         self._at_work = count
         return nodes[:count]
@@ -82,7 +89,9 @@ class Reserve:
     def watch(self, events: EventQueue) -> None:
         """Have ``reserve_due`` put into ``events`` when it is time to call others."""
         if self._nodes:
-            events.put_later(CALL_AFTER, ("reserve_due", {}))
+            delay = max(CALL_AFTER, PATIENCE * self._expected)
+            self._expected = 0.0
+            events.put_later(delay, ("reserve_due", {}))
 
     def due(self, has_work: bool, events: EventQueue) -> None:
         """It is time: call others, if there is anything for them to do.

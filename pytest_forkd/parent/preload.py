@@ -19,6 +19,8 @@ from _pytest.outcomes import OutcomeException
 __all__ = [
     "import_modules",
     "installed_modules",
+    "last_module",
+    "modules_since",
     "named_modules",
     "third_party_modules",
     "third_party_packages",
@@ -32,17 +34,33 @@ _MAX_FILES = 2000
 _IMPORT_LINE = re.compile(rb"^(?:import|from)[ \t]+([^\n#;(]+)", re.MULTILINE)
 
 
+def last_module() -> str:
+    """The name of the module that was imported last; for :func:`modules_since`."""
+    return next(reversed(sys.modules))
+
+
+def modules_since(last: str) -> list[str]:
+    """The names of the modules that were imported after ``last``, in that order.
+
+    In a fork, looking at the others would copy the pages that they are in.
+    """
+    names: list[str] = []
+    for name in reversed(sys.modules):
+        if name == last:
+            break
+        names.append(name)
+    return names[::-1]
+
+
 def third_party_modules(
-    before: Iterable[str], config: Any, exclude: Container[str] = ()
+    names: Iterable[str], config: Any, exclude: Container[str] = ()
 ) -> list[str]:
-    """Modules of installed distributions that were imported since ``before``.
+    """Those of the loaded modules ``names`` that are of installed distributions.
 
     Distributions that hold pytest plugins are left out: pytest wants to be the one that imports
     them, to rewrite their assertions, and warns otherwise.
 
-    :param before: names of modules that were loaded earlier.
     :param exclude: top-level packages that are the project's own, wherever they are installed.
-    :returns: names, in the order of their import.
     """
     plugins = {
         getattr(plugin, "__name__", type(plugin).__module__).partition(".")[0]
@@ -52,22 +70,21 @@ def third_party_modules(
     plugins.update(name.partition(".")[0] for name in rewritten)
     return [
         name
-        for name in installed_modules(before)
+        for name in installed_modules(names)
         if (top := name.partition(".")[0]) not in plugins and top not in exclude
     ]
 
 
-def installed_modules(before: Iterable[str]) -> list[str]:
-    """Modules of installed distributions that were imported since ``before``, in that order."""
-    known = set(before)
+def installed_modules(names: Iterable[str]) -> list[str]:
+    """Those of the loaded modules ``names`` that are of installed distributions."""
     roots = _third_party_roots()
     found = []
-    for name, module in list(sys.modules.items()):
+    for name in names:
+        module = sys.modules.get(name)
         path = getattr(module, "__file__", None)
         spec = getattr(module, "__spec__", None)
         if (
-            name not in known
-            and path is not None
+            path is not None
             and spec is not None
             and spec.name == name
             and path.startswith(roots)

@@ -18,9 +18,15 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from _pytest.config import default_plugins
 from _pytest.outcomes import OutcomeException
 
-from pytest_forkd.parent.preload import installed_modules, named_modules
+from pytest_forkd.parent.preload import (
+    installed_modules,
+    last_module,
+    modules_since,
+    named_modules,
+)
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
 from pytest_forkd.snapshots.plan import Plan
 
@@ -28,6 +34,20 @@ __all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
 
 #: Categories of warnings that Python and pytest ignore by default.
 _IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
+#: What pytest, xdist and this plugin import later, while a collector configures itself: the plugin
+#: is loaded in each, as pytest loads it, and has to add its options.
+_COMPANY = (
+    "pdb",
+    "pytest_forkd.forkd_options",
+    "pytest_forkd.newhooks",
+    "pytest_forkd.parent.collector",
+    "pytest_forkd.plugin",
+    "pytest_forkd.qemu_options",
+    "pytest_forkd.settings",
+    "xdist.looponfail",
+    "xdist.newhooks",
+    "xdist.plugin",
+)
 
 
 @dataclass
@@ -64,7 +84,7 @@ def preload(plan: Plan) -> Preloaded:
 
     import pytest_forkd
 
-    for name in ("_pytest.junitxml", "xdist.plugin", "pytest_forkd.parent.collector"):
+    for name in (*(f"_pytest.{name}" for name in default_plugins), *_COMPANY):
         importlib.import_module(name)
     # Each worker tells xdist its platform; finding out takes a subprocess, once.
     platform.platform()
@@ -88,9 +108,9 @@ def preload(plan: Plan) -> Preloaded:
     if not failures:
         learn(plan.learnt, plan)
         if plan.scan is not None:
-            before = set(sys.modules)
+            last = last_module()
             learn(named_modules(plan.scan, [], plan.exclude), plan)
-            scanned = installed_modules(before)
+            scanned = installed_modules(modules_since(last))
     os.chdir("/")
     sys.path[:] = own_path
     return Preloaded(failures, scanned, environ_changes(own_environ))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Container
 from typing import Any
 
 from pytest_forkd.parent.adapters import adapted_fds
 from pytest_forkd.parent.findings import Finding
 from pytest_forkd.parent.hygiene import capture_fds
-from pytest_forkd.parent.preload import third_party_modules
+from pytest_forkd.parent.preload import last_module, modules_since, third_party_modules
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.seeds import SeedWatch
 from pytest_forkd.parent.tripwires import (
@@ -31,7 +30,7 @@ class Watch:
     def __init__(self, workerinput: WorkerInput) -> None:
         self._workerinput = workerinput
         self._files = OpenFiles()
-        self._modules_before = set(sys.modules)
+        self._last_module = last_module()
         self._environ = EnvironTripwire()
         self._tempfiles = TempfileTripwire()
         #: Which random generators were seeded on purpose; workers ask it.
@@ -68,4 +67,4 @@ class Watch:
 
     def modules(self, config: Any, exclude: Container[str]) -> list[str]:
         """The third-party modules that were imported since, less the project's own packages."""
-        return third_party_modules(self._modules_before, config, exclude)
+        return third_party_modules(modules_since(self._last_module), config, exclude)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.reserve import CALL_AFTER, WORTH_A_WORKER, Reserve, workers_worth
+from pytest_forkd.reserve import CALL_AFTER, PATIENCE, WORTH_A_WORKER, Reserve, workers_worth
 from pytest_forkd.scheduling import Estimates
 from tests.unit import property_based
 
@@ -82,6 +82,17 @@ def test_as_many_again_are_called_as_long_as_there_is_work() -> None:
     assert events.later == [CALL_AFTER] * 4, "and nobody is looked for once all are at work"
     reserve.due(True, events)
     assert len(called) == 3
+
+
+def test_the_first_ones_get_the_time_that_they_need() -> None:
+    """Others would start up beside them, and be told that there is nothing left."""
+    reserve = Reserve(lambda nodes: None)
+    events: Any = Events()
+    nodes: Any = list(range(8))
+    assert reserve.split(nodes, estimate(0.025, 12), IDS) == nodes[:1]
+    reserve.watch(events)
+    reserve.due(True, events)
+    assert events.later == [pytest.approx(PATIENCE * 12 * 0.025, rel=0.05), CALL_AFTER]
 
 
 @pytest.mark.parametrize("known", [0, 11])

@@ -281,6 +281,11 @@ class Inbox:
                 raise BadEvent(f"item {index} is not its to give back")
         self._session.worker_unscheduled(node, indices)
 
+    def _on_exhausted(self, node: ForkdWorkerController, text: Any) -> None:
+        if not node.begun:  # else it could ask for another machine again and again
+            raise BadEvent("it has run nothing")
+        node.exhausted = _text(text)
+
     def _on_interrupted(
         self, node: ForkdWorkerController, kind: Any, message: Any, returncode: Any
     ) -> None:

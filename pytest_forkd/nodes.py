@@ -78,6 +78,8 @@ class ForkdWorkerController(WorkerController):
         self.end: WorkerEnd | None = None
         #: ``(kind, message, returncode)`` if the worker's session was interrupted.
         self.interruption: tuple[str, str, int | None] | None = None
+        #: What its machine has no more of; its session ends early then, and another one goes on.
+        self.exhausted: str | None = None
         gateway.on_protocol_error = self.broke_protocol
 
     @property

@@ -7,19 +7,17 @@ test's reports come as one message, which is decoded here, in the main loop.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from xdist.dsession import DSession, Interrupted
+from xdist.dsession import Interrupted
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
-from pytest_forkd.crash import crash_report
 from pytest_forkd.durations import Durations
+from pytest_forkd.ends import WorkerEnds
 from pytest_forkd.garbage import (
     fewer_full_collections,
     last_collection,
@@ -28,7 +26,7 @@ from pytest_forkd.garbage import (
 from pytest_forkd.inbox import Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
-from pytest_forkd.recovery import run_again, take_out, top_up
+from pytest_forkd.recovery import run_again, top_up
 from pytest_forkd.reserve import Reserve
 from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
@@ -39,17 +37,11 @@ from pytest_forkd.warm import Modules, WarmMemory, finding_line, warn_about
 __all__ = ["ForkdSession"]
 
 
-#: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
-_SERVER_GRACE = 0.02
-#: Machines that may end in the middle of nothing, as far as is known.
-_MAX_UNEXPLAINED = 2
-
-
 class CollectorLost(RuntimeError):
     """The collector died twice; there is no third try."""
 
 
-class ForkdSession(DSession):
+class ForkdSession(WorkerEnds):
     """Registered as ``dsession``, in the place of xdist's.
 
     :param config: the controller's configuration.
@@ -76,8 +68,6 @@ class ForkdSession(DSession):
         self._warm_answer: dict[str, Any] | None = None
         self.inbox = Inbox(self)
         self._collector_losses = 0
-        self._unexplained = 0
-        self._exit: Exception | None = None
         self.durations = Durations(None, self.warn)
         self._estimates: Estimates | None = None
         self._reserve = Reserve(self._call_reserve)
@@ -134,6 +124,8 @@ class ForkdSession(DSession):
                 self.nodemanager.expect_end()
             # While they end: their memory is what takes time to free.
             self.durations.save(self.inbox.ids or ())
+            self.durations = Durations(None, self.warn)  # less to look through for garbage
+            self._estimates = None
             last_collection()
         finally:
             super().pytest_sessionfinish()
@@ -382,61 +374,6 @@ class ForkdSession(DSession):
         assert self.nodemanager is not None
         self.nodemanager.nodes[worker].exited(end)
 
-    # -- the end of a worker -------------------------------------------------------------------
-
-    def worker_exited(self, node: ForkdWorkerController) -> None:
-        """A worker's process has ended, in good order or not."""
-        assert node.end is not None
-        if not node.down:
-            self.worker_errordown(node, f"Not properly terminated: {node.end.reason}")
-        node.discard()
-
-    def worker_errordown(  # type: ignore[override]
-        self, node: ForkdWorkerController, error: object | None
-    ) -> None:
-        """A worker died: blame the test that was running, and replace the worker."""
-        node._down = True
-        self.config.hook.pytest_testnodedown(node=node, error=error)
-        crashitem, more = self._take_out(node)
-        if node.end is not None and node.end.blameless:
-            self.report_line(f"\nforkd: worker {node.gateway.id} is lost: {node.end.reason}")
-            if crashitem:
-                run_again(self.sched, node, crashitem)
-            self._replace(node)
-            self._active_nodes.discard(node)
-            return
-        if crashitem:
-            self.handle_crashitem(crashitem, node)
-        self._failed_nodes_count += 1
-        limit = self._max_worker_restart
-        if limit is not None and self._failed_nodes_count > limit:
-            if limit == 0:
-                message = f"worker {node.gateway.id} crashed and worker restarting disabled"
-            else:
-                message = f"maximum crashed workers reached: {limit}"
-            self._summary_report = message
-            self.report_line(f"\n{message}")
-            self.triggershutdown()
-        elif more or (isinstance(self.sched, ForkdScheduling) and self.sched.has_work):
-            self.report_line(f"\nreplacing crashed worker {node.gateway.id}")
-            self._replace(node)
-        self._active_nodes.discard(node)
-
-    def _replace(self, node: ForkdWorkerController) -> None:
-        self.shuttingdown = False
-        self._clone_node(node)
-
-    def _take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
-        end = node.end
-        if end is not None and end.abrupt and not end.blameless and node.running is None:
-            # It may have begun a test and not been heard. Once that is chance; if it happens again
-            # and again, the first test that it was to run is blamed, or this would never end.
-            self._unexplained += 1
-            if self._unexplained > _MAX_UNEXPLAINED and node.given:
-                node.running = next(iter(node.given))
-        running = None if node.running is None else self.inbox.nodeid(node, node.running)
-        return take_out(self.sched, node, running)
-
     def worker_collector_lost(self, reason: str, nodes: list[ForkdWorkerController]) -> None:
         """The collector died: start another one, once, and replace all workers."""
         self._collector_losses += 1
@@ -506,41 +443,6 @@ class ForkdSession(DSession):
         """Have the summary say how many tests were deselected, as it does in a plain run."""
         if self.terminal:
             self.terminal.stats.setdefault("deselected", []).extend([None] * count)
-
-    def handle_crashitem(  # type: ignore[override]
-        self, nodeid: str, worker: ForkdWorkerController
-    ) -> None:
-        """Report a test as failed because its worker died."""
-        if threading.active_count() > 1:
-            # What the worker told a plugin's server (pytest-rerunfailures has one) just before it
-            # died may not have been read yet, and decides whether the test runs again.
-            time.sleep(_SERVER_GRACE)
-        report = crash_report(nodeid, worker)
-        self.config.hook.pytest_handlecrashitem(crashitem=nodeid, report=report, sched=self.sched)
-        self.config.hook.pytest_runtest_logreport(report=report)
-        self._handlefailures(report)
-
-    def worker_workerfinished(  # type: ignore[override]
-        self, node: ForkdWorkerController
-    ) -> None:
-        """A worker's session has ended; it may want the whole run to end."""
-        interruption = node.interruption
-        if interruption is None and not node.internal_error:
-            super().worker_workerfinished(node)
-            return
-        self.config.hook.pytest_testnodedown(node=node, error=None)
-        if interruption is None:
-            reason = f"worker {node.gateway.id} had an internal error"
-            self._exit = pytest.exit.Exception(reason, int(pytest.ExitCode.INTERNAL_ERROR))
-        elif interruption[0] == "exit":
-            reason = interruption[1]
-            self._exit = pytest.exit.Exception(reason, interruption[2])
-        else:
-            reason = f"{node} received keyboard-interrupt"
-        self.shouldstop = self.shouldstop or reason or "exit"
-        if self.sched is not None and node in self.sched.nodes:
-            self.sched.remove_node(node)
-        self._active_nodes.discard(node)
 
     def worker_batch(self, node: ForkdWorkerController, payload: bytes) -> None:
         """A message of a worker."""

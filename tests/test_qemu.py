@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,15 @@ def test_fills_its_disk():
         while True:
             file.write(b"x" * (4 << 20))
 
+def test_forks_without_rest():
+    with open("/proc/sys/kernel/threads-max", "w") as file:
+        file.write("400")
+    while True:
+        try:
+            os.fork()
+        except OSError:
+            pass
+
 def test_forks_without_end():
     with open("/proc/sys/kernel/threads-max", "w") as file:
         file.write("400")
@@ -248,26 +257,43 @@ def test_fine(n, record_property):
 
 
 @pytest.mark.parametrize(
-    ("name", "spoiled", "reason"),
+    ("dist", "name", "reason", "end"),
     [
-        ("test_fills_its_disk", "/filling", r"No space left on device|Out of memory: Killed"),
-        ("test_forks_without_end", "/forking", r"Resource temporarily unavailable|Out of memory"),
+        (
+            "load",
+            "test_fills_its_disk",
+            r"No space left on device|Out of memory: Killed",
+            r"leaves its machine: the file system of / is full; replacing it|replacing crashed",
+        ),
+        (
+            "no",
+            "test_forks_without_end",
+            r"Resource temporarily unavailable",
+            r"leaves its machine: it has \d+ processes and threads, of 400 at most; replacing it",
+        ),
+        (
+            "no",
+            "test_forks_without_rest",
+            r"crashed while running '.*test_forks_without_rest'",
+            r"its guest was given up: it has \d+ processes and threads, of 400 at most",
+        ),
     ],
 )
-def test_a_machine_that_takes_all_it_can_get_harms_no_other(
-    qemu: Runner, pytester: pytest.Pytester, name: str, spoiled: str, reason: str
+def test_a_machine_that_takes_all_it_can_get_is_replaced(
+    qemu: Runner, pytester: pytest.Pytester, dist: str, name: str, reason: str, end: str
 ) -> None:
-    """Its test fails with the reason; the other machine has all that it needs meanwhile."""
+    """Its test fails with the reason; those after it, and the other machine, miss nothing."""
     pytester.makeconftest(RECORDER)
     pytester.makepyfile(GREEDY)
-    result = qemu("-v", "--dist=load", "-k", f"{name} or fine", workers=2)
+    result = qemu("-v", f"--dist={dist}", "-k", f"{name} or fine", workers=2)
     text = result.stdout.str()
-    result.assert_outcomes(failed=1, passed=8, deselected=1)
+    result.assert_outcomes(failed=1, passed=8, deselected=2)
     assert re.search(rf"FAILED \S+::{name}", text), text
     assert re.search(reason, text), text
+    assert re.search(end, text), text
     found = properties(pytester)
-    spoilt = {each["worker"] for each in found if spoiled in each["spoiled"]}
-    assert {each["worker"] for each in found} - spoilt, "no test ran in another machine"
+    assert len(found) == 8
+    assert not any(each["spoiled"] for each in found), found
 
 
 #: Two tests of three seconds, at the same time: one changes its machine, one looks on.
@@ -554,16 +580,32 @@ def test_a_damaged_snapshot_is_told_with_what_to_do(
         entry = warm_snapshot(store, find_base(store), Plan())
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
     pytester.makepyfile("def test(): pass")
-    for message in ("Not a migration stream", "damaged: its memory has 0 MiB", "cannot be read"):
+    memory = entry.path / "memory"
+    built = memory.stat()
+
+    def other_content() -> None:
+        with open(memory, "r+b") as file:
+            file.write(b"x" * 4096)
+        os.utime(memory, ns=(built.st_atime_ns, built.st_mtime_ns + 10**9))  # whole seconds count
+
+    def as_it_was() -> None:
+        os.utime(memory, ns=(built.st_atime_ns, built.st_mtime_ns))
+        (entry.path / "state").unlink()
+
+    steps: list[tuple[Callable[[], object], str]] = [
+        (lambda: None, "Not a migration stream"),
+        (other_content, f"{memory} has been changed since it was built"),
+        (lambda: os.truncate(memory, 0), f"{memory} has been changed since it was built"),
+        (lambda: os.truncate(memory, built.st_size), "has been changed since"),
+        (as_it_was, f"{entry.path / 'state'} cannot be read: No such file"),
+    ]
+    for damage, message in steps:
+        damage()
         result = run("--forkd-backend=qemu", workers=1)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         text = result.stdout.str() + result.stderr.str()
         assert message in text
         assert f"built anew: pytest-forkd image rm {entry.name}" in text
-        if message.startswith("Not"):
-            os.truncate(entry.path / "memory", 0)
-        else:
-            (entry.path / "state").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("what", ["changed", "touched", "removed"])

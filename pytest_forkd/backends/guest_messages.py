@@ -161,7 +161,13 @@ def _exit(value: Any) -> dict[str, Any]:
     if not 0 <= status < 1 << 16:
         raise FrameError("no wait status")
     texts = {name: _text(value.get(name)) for name in ("dump", "out", "err")}
-    return {**_forked(value), "status": status, **texts}
+    reason = value.get("reason")
+    return {
+        **_forked(value),
+        "status": status,
+        "reason": None if reason is None else _shown(reason),
+        **texts,
+    }
 
 
 def _over(value: Any) -> int:

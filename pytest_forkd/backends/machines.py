@@ -298,7 +298,7 @@ class MachinesBackend(Fleet, Backend):
         self._end_worker(
             worker,
             WorkerEnd(
-                describe_exit(os.waitstatus_to_exitcode(status)),
+                value["reason"] or describe_exit(os.waitstatus_to_exitcode(status)),
                 clean=status == 0,
                 dump=value["dump"],
                 out=value["out"],

@@ -41,6 +41,8 @@ _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
 #: What is built in a working tree, ignored by git and needed to import it.
 _BUILT = ("*.egg-info", "*.so", "_version.py", "version.py")
+#: Lines of a guest's console that are shown when it was given up.
+_LAST_LINES = 10
 #: How the kernel says that it has killed a process for want of memory.
 _OUT_OF_MEMORY = "Out of memory: Killed process"
 
@@ -374,6 +376,9 @@ class QemuBackend(MachinesBackend):
             if (at := console.rfind(_OUT_OF_MEMORY)) >= 0:
                 line = console[at:].partition("\n")[0]
                 value = {**value, "err": f"{value['err']}\nThe guest's kernel: {line}\n"}
+            elif value["reason"] is not None and vm is not None:
+                lines = vm.console(_LAST_LINES)
+                value = {**value, "err": f"{value['err']}\nThe guest's console:\n{lines}\n"}
         super()._worker_said(entry, name, value)
 
     def _all_hosts(self) -> list[Host]:

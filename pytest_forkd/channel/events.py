@@ -21,6 +21,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``collection``     ``[ids, fixtures]``, only from a worker that collected for itself;
                    ``fixtures`` as ``parent.fixtures.fixture_table`` makes it
 ``unscheduled``    ``[indices]``: given back after a ``steal``
+``exhausted``      ``[text]``: what its machine has no more of; it ends after the running item
 ``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
 ``internal_error`` ``[text]``
 ``finished``       ``[workeroutput]``, packed by :func:`pack_object`

@@ -8,12 +8,14 @@ import selectors
 import signal
 import socket
 import tempfile
+import time
 from typing import Any
 
 from pytest_forkd.channel.frames import Frame
 from pytest_forkd.channel.mux import CONTROL, STDERR, WORKER, parse_control
 from pytest_forkd.guest.port import Port
-from pytest_forkd.guest.restore import restore
+from pytest_forkd.guest.resources import Resources
+from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from pytest_forkd.guest.virtio import VirtioPort
 from pytest_forkd.parent.nursery import Birth, Nursery
 
@@ -23,6 +25,10 @@ __all__ = ["Connection", "GuestNursery"]
 _FLUSH_LIMIT = 60.0
 #: Seconds between two looks at what was written to standard error.
 _STDERR_INTERVAL = 0.1
+#: Seconds between two looks at whether there is room for processes, and those without any after
+#: which it is not a test that will have done in a moment.
+_CROWD_INTERVAL = 1.0
+_CROWD_LIMIT = 10.0
 #: Bytes that are read from a dead worker's channel: what its socket held, and some.
 _MAX_LAST_WORDS = 16 * 1024 * 1024
 #: Bytes of standard error that are passed on; a test that writes more is cut off.
@@ -84,6 +90,11 @@ class GuestNursery(Nursery):
         #: What the worker has not taken yet, and whether nothing comes after it.
         self._commands = bytearray()
         self._commands_end = False
+        #: What the worker is to leave to others; set when it is forked.
+        self._resources: Resources | None = None
+        #: When to look for a crowd, and since when there has been one, by ``time.monotonic()``.
+        self._next_look = 0.0
+        self._crowded: float | None = None
 
     def run(self) -> Birth | None:
         """Serve the controller until it wants no more; see :meth:`Nursery.run`."""
@@ -120,6 +131,34 @@ class GuestNursery(Nursery):
             elif channel == WORKER:
                 self._command(payload)
         self._watch_channel()
+        if self._children and self._resources is not None:
+            self._look_around(self._resources)
+
+    def _look_around(self, resources: Resources) -> None:
+        """Give the worker up if it has forked without end, which nobody else can tell."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _CROWD_INTERVAL
+        crowd = resources.crowd()
+        if crowd is None:
+            self._crowded = None
+        elif self._crowded is None:
+            self._crowded = now
+        elif now - self._crowded >= _CROWD_LIMIT:
+            self._give_up(f"its guest was given up: {crowd}")
+
+    def _give_up(self, reason: str) -> None:
+        """Have the controller take this guest, and all that is in it, for dead."""
+        self._pass_on(last=True)
+        for pid, child in self._children.items():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            end = {"worker": child.worker, "status": int(signal.SIGKILL), "reason": reason}
+            self._tell({"exit": {**end, **child.files.read()}})
+            if child.pidfd is not None:
+                self._port.selector.unregister(child.pidfd)
+        self._children.clear()
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "fork" in message:
@@ -131,7 +170,12 @@ class GuestNursery(Nursery):
             if basetemp is not None:
                 # The controller's directory, of which there is only the name here.
                 os.makedirs(os.path.dirname(basetemp), mode=0o700, exist_ok=True)
+            self._resources = Resources()
             self._fork(Frame(message, [theirs.detach()]))
+            if self._birth is not None:
+                self._birth.exhausted = self._resources.exhausted
+            else:
+                _stand_out()
         elif "signal" in message:
             self._signal(**message["signal"])
         elif "restore" in message:
@@ -208,3 +252,16 @@ class GuestNursery(Nursery):
             self._port.selector.unregister(self._channel)
         self._channel.close()
         self._channel = None
+
+
+def _stand_out() -> None:
+    """Be heard among a thousand processes, and be the last to go if there is no memory.
+
+    Not to be called before the worker is forked, which would inherit that.
+    """
+    if os.environ.get(SHARED_KERNEL):
+        return
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as f:
+        f.write("-1000")

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -52,6 +52,7 @@ class Interactor(WorkerInteractor):
         self.outbox: list[list[Any]] = []
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
+        self._exhausted: Callable[[], str | None] | None = None
         self._queue: collections.deque[Any] = collections.deque()
         #: Items that need no claim.
         self._regained: set[int] = set()
@@ -83,10 +84,19 @@ class Interactor(WorkerInteractor):
     def _is_first(self) -> bool:
         return str(self.workerid) == "gw0"
 
-    def attach(self, channel: WorkerChannel, claims: Claims | None) -> None:
-        """Report to the controller from now on, and take commands from it."""
+    def attach(
+        self,
+        channel: WorkerChannel,
+        claims: Claims | None,
+        exhausted: Callable[[], str | None] | None = None,
+    ) -> None:
+        """Report to the controller from now on, and take commands from it.
+
+        :param exhausted: see :class:`pytest_forkd.parent.nursery.Birth`.
+        """
         self._channel = channel
         self._claims = claims
+        self._exhausted = exhausted
 
     def flush(self) -> None:
         """Send what is in the outbox as one message."""
@@ -248,8 +258,16 @@ class Interactor(WorkerInteractor):
     def _decide(self) -> None:
         """Decide which item is the next, once for each item; waits for one if need be."""
         if not self._decided:
-            self.nextitem_index = self._next_index()
+            self.nextitem_index = Marker.SHUTDOWN if self._leaves() else self._next_index()
             self._decided = True
+
+    def _leaves(self) -> bool:
+        """Whether no other test should run here; the controller has it run elsewhere then."""
+        reason = None if self._exhausted is None else self._exhausted()
+        if reason is None:
+            return False
+        self.outbox.append(["exhausted", reason])
+        return True
 
     def _decide_in_teardown(self) -> bool:
         """Have the next item decided on when the phase begins that must know it.

@@ -7,6 +7,7 @@ import os
 import selectors
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Birth:
     :ivar channel: to the controller.
     :ivar claims: the file on which it claims items; ``None`` where it shares none.
     :ivar files: where its output and its faulthandler dump go.
+    :ivar exhausted: asked between tests; what the worker's machine has no more of, in words.
     """
 
     workerinput: dict[str, Any]
@@ -39,6 +41,7 @@ class Birth:
     channel: WorkerChannel
     claims: Claims | None
     files: CrashFiles
+    exhausted: Callable[[], str | None] | None = None
 
 
 @dataclass

@@ -42,7 +42,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
     restart_capture(config, birth.files)
     reopen_log_files()
     seeds.reseed()
-    interactor.attach(birth.channel, birth.claims)
+    interactor.attach(birth.channel, birth.claims, birth.exhausted)
     adapt_worker(config, config.workerinput)
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
     interactor.send_ready()
@@ -54,7 +54,7 @@ def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
     if hasattr(config.option, "log_file_mode"):
         config.option.log_file_mode = "a"  # all workers write to the file that the controller made
     SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
-    interactor.attach(birth.channel, birth.claims)
+    interactor.attach(birth.channel, birth.claims, birth.exhausted)
     config.pluginmanager.register(_SelfCollecting(birth.files), "forkd-worker")
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
 

@@ -23,6 +23,7 @@ from pytest_forkd.channel.mux import control_frame, parse_control
 from pytest_forkd.guest import restore as module
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.relay import exchange
+from pytest_forkd.guest.resources import Resources
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from tests.unit import no_longer_than
 
@@ -176,3 +177,113 @@ def test_what_comes_while_the_port_is_flushed_is_not_waited_for(port: Port) -> N
         port.wait(0.1)
     for thread in threads:
         thread.join()
+
+
+# -- what a test can take of a guest -------------------------------------------------------------
+
+
+@pytest.fixture
+def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A guest's ``/proc``: two file systems that can be written to, and few processes."""
+    monkeypatch.delenv(SHARED_KERNEL, raising=False)
+    proc = tmp_path / "proc"
+    (proc / "sys/kernel").mkdir(parents=True)
+    (proc / "self").mkdir()
+    (proc / "loadavg").write_text("0.20 0.18 0.12 1/80 11206\n")
+    (proc / "sys/kernel/threads-max").write_text("7800\n")
+    (proc / "sys/kernel/pid_max").write_text("32768\n")
+    (proc / "meminfo").write_text("MemTotal:  1000000 kB\nMemFree: 5 kB\nMemAvailable: 600000 kB\n")
+    (proc / "self/mounts").write_text(
+        "overlay / overlay rw 0 0\nproc /proc proc rw 0 0\n"
+        "/dev/vdb /read\\040only ext4 ro 0 0\ntmpfs /my\\040files tmpfs rw 0 0\n"
+    )
+    return proc
+
+
+#: Free blocks of 4 KiB, and free inodes, by the place.
+Places = dict[str, tuple[int, int]]
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> Places:
+    """The file systems' free space; a test changes it."""
+    places = {"/": (50_000, 9_000), "/read only": (0, 0), "/my files": (50_000, 9_000)}
+
+    def statvfs(place: str) -> os.statvfs_result:
+        if place == "/proc":
+            return os.statvfs_result((4096, 4096, 0, 0, 0, 0, 0, 0, 0, 255))
+        blocks, inodes = places[place]
+        flag = os.ST_RDONLY if place == "/read only" else 0
+        return os.statvfs_result(
+            (4096, 4096, 99_999, blocks, blocks, 9_999, inodes, inodes, flag, 255)
+        )
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    return places
+
+
+@pytest.mark.parametrize(
+    ("place", "free", "full"),
+    [
+        ("/", (0, 9_000), True),
+        ("/", (255, 9_000), True),
+        ("/", (256, 9_000), False),
+        ("/my files", (10, 9_000), True),
+        ("/my files", (50_000, 10), True),
+        ("/read only", (0, 0), False),
+    ],
+)
+def test_a_file_system_that_a_test_has_filled(
+    proc: Path, places: Places, place: str, free: tuple[int, int], full: bool
+) -> None:
+    resources = Resources(proc)
+    assert resources.exhausted() is None
+    places[place] = free
+    assert resources.exhausted() == (f"the file system of {place} is full" if full else None)
+    assert Resources(proc).exhausted() is None, "it was full when this worker began"
+
+
+def test_a_file_system_that_goes_away_is_not_full(proc: Path, places: Places) -> None:
+    resources = Resources(proc)
+
+    def statvfs(place: str) -> os.statvfs_result:
+        raise FileNotFoundError(place)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "statvfs", statvfs)
+        assert resources.exhausted() is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "allowed", "memory", "told"),
+    [
+        (80, 7800, 600_000, None),
+        (7019, 7800, 600_000, None),
+        (7020, 7800, 600_000, "it has 7020 processes and threads, of 7800 at most"),
+        (390, 400, 600_000, "it has 390 processes and threads, of 400 at most"),
+        (2000, 7800, 600_000, None),
+        (2000, 7800, 40_000, "it has 2000 processes and threads, and no memory left"),
+        (900, 7800, 40_000, None),
+    ],
+)
+def test_processes_that_leave_no_room_for_others(
+    proc: Path, places: Places, tasks: int, allowed: int, memory: int, told: str | None
+) -> None:
+    (proc / "loadavg").write_text(f"9.99 0.18 0.12 17/{tasks} 11206\n")
+    (proc / "sys/kernel/threads-max").write_text(f"{allowed}\n")
+    (proc / "meminfo").write_text(f"MemTotal: 1000000 kB\nMemAvailable: {memory} kB\n")
+    assert Resources(proc).crowd() == Resources(proc).exhausted() == told
+
+
+def test_what_a_kernel_does_not_tell_is_not_missed(tmp_path: Path) -> None:
+    assert Resources(tmp_path).exhausted() is None
+
+
+def test_where_the_kernel_is_shared_nothing_is_a_tests_doing(
+    proc: Path, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SHARED_KERNEL, "1")
+    (proc / "loadavg").write_text("0.20 0.18 0.12 1/7800 11206\n")
+    resources = Resources(proc)
+    places["/"] = (0, 0)
+    assert resources.exhausted() is None

@@ -273,6 +273,11 @@ def test_two_workers_in_two_machines(sessions: Sessions) -> None:
     assert session.ends["gw0"] == WorkerEnd("signal SIGKILL")
     session.until(lambda: len(host.removed) == 1)
     assert "gw1" not in session.ends
+    guests[0 if first is guests[1] else 1].say(
+        {"exit": {**EXIT, "worker": "gw1", "status": 9, "reason": "it was given\x1b[31m up"}}
+    )
+    session.until(lambda: "gw1" in session.ends)
+    assert session.ends["gw1"] == WorkerEnd("it was given\\x1b[31m up")
     session.close()
     assert len(host.removed) == 2
 
@@ -295,6 +300,7 @@ def test_two_workers_in_two_machines(sessions: Sessions) -> None:
         ({"exit": {**EXIT, "status": True}}, "bool instead of a number"),
         ({"exit": {**EXIT, "status": 1 << 40}}, "too large"),
         ({"exit": {**EXIT, "out": ["x"]}}, "list instead of text"),
+        ({"exit": {**EXIT, "reason": 9}}, "int instead of text"),
         ({"exit": {**EXIT, "worker": "gw1"}}, "speaks of the worker 'gw1'"),
         ({"fork_failed": {"worker": "gw1", "error": ""}}, "speaks of the worker 'gw1'"),
         ({"warm": {"level": "imports"}}, "said 'warm', which nobody had asked for"),

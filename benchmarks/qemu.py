@@ -1,4 +1,4 @@
-"""What the qemu backend takes: building, restoring 1 to 8 clones, memory, a run of 30 short tests.
+"""What the qemu backend takes: building, restoring, memory, messages, a run of 30 short tests.
 
 ``python benchmarks/qemu.py [--repeat N] [--cache DIR]`` with the interpreter of an environment in
 which pytest-forkd is installed. What is built goes to DIR, else to a temporary directory; with DIR,
@@ -46,6 +46,16 @@ def test(n, tmp_path):
     assert len(re.findall(str(n), text)) >= 100
     assert textwrap.shorten(text, 50)
 """
+#: A test that says many small things to the controller, each in a message of its own.
+MESSAGES = 20_000
+TALKATIVE = f"""
+def test_talks(request):
+    interactor, = (plugin for plugin in request.config.pluginmanager.get_plugins()
+                   if type(plugin).__name__ == "Interactor")
+    for _ in range({MESSAGES}):
+        interactor.outbox.append(["deselected", 0])
+        interactor.flush()
+"""
 
 
 def main() -> None:
@@ -59,6 +69,7 @@ def main() -> None:
         restore(base, snapshot, options.repeat)
         serial(base, snapshot)
         sending(base, snapshot)
+        talking(cache, Path(folder) / "talkative", options.repeat)
         run(cache, Path(folder) / "suite", options.repeat)
 
 
@@ -168,6 +179,41 @@ def sending(base: Base, entry: Entry) -> None:
     print(f"32 MiB of files sent, unpacked, checked and written: {32 / seconds:.1f} MiB/s\n")
 
 
+def talking(cache: Path, suite: Path, repeat: int) -> None:
+    """How many small messages get from a test through the guest's port to the session."""
+    suite.mkdir()
+    (suite / "test_talking.py").write_text(TALKATIVE)
+    (suite / "conftest.py").write_text(
+        "import time\n"
+        "begin = [0.0]\n"
+        "def pytest_runtest_logstart(): begin[0] = time.perf_counter()\n"
+        "def pytest_runtest_logfinish(): print('took', time.perf_counter() - begin[0])\n"
+    )
+    rates = []
+    for _ in range(repeat):
+        told = pytest_in_guests(cache, suite, workers=1, passed=1)
+        rates.append(MESSAGES / float(told.rpartition("took ")[2].split()[0]))
+    print(
+        f"small messages from a test to the controller: {statistics.median(rates):,.0f} a second\n"
+    )
+
+
+def pytest_in_guests(cache: Path, suite: Path, *options: str, workers: int, passed: int) -> str:
+    """Run a suite in guests; what it has printed.
+
+    :raises SystemExit: if not so many tests passed.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "xdist", "-p", "forkd"]
+    command += ["--forkd-backend=qemu", f"--forkd-workers={workers}", *options]
+    environ = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=suite, env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode or f"{passed} passed" not in done.stdout:
+        raise SystemExit(done.stdout + done.stderr)
+    return done.stdout
+
+
 def run(cache: Path, suite: Path, repeat: int) -> None:
     suite.mkdir()
     for number in range(3):
@@ -178,27 +224,15 @@ def run(cache: Path, suite: Path, repeat: int) -> None:
         "def pytest_runtest_logreport(report): last[0] = time.time()\n"
         "def pytest_unconfigure():\n    print('last report', last[0])\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "xdist", "-p", "forkd"]
-    command += ["--forkd-backend=qemu", "--forkd-workers=4"]
-    environ = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     print("| warm level | 30 tests, 4 workers: to the last report, s | to the end, s |")
     print("| --- | ---: | ---: |")
     for level in ("auto", "imports"):
         last, whole = [], []
         for _ in range(repeat):
             begin = time.time()
-            done = subprocess.run(
-                [*command, f"--forkd-warm={level}"],
-                cwd=suite,
-                env=environ,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            told = pytest_in_guests(cache, suite, f"--forkd-warm={level}", workers=4, passed=30)
             whole.append(time.time() - begin)
-            if done.returncode or "30 passed" not in done.stdout:
-                raise SystemExit(done.stdout + done.stderr)
-            last.append(float(done.stdout.rpartition("last report ")[2].split()[0]) - begin)
+            last.append(float(told.rpartition("last report ")[2].split()[0]) - begin)
         print(f"| {level} | {statistics.median(last):.1f} | {statistics.median(whole):.1f} |")
 
 

@@ -34,15 +34,15 @@ def fewer_full_collections() -> Iterator[None]:
 
 
 def last_collection() -> None:
-    """Look for garbage once more, and until :func:`thaw` only among what is new.
+    """Look for garbage among what is young, and until :func:`thaw` only among what is new.
 
-    pytest does so five times in a row when it unconfigures, to find what raises in its finalizer
-    (``_pytest.unraisableexception``). In the controller no test leaves chains of garbage behind,
+    pytest looks through everything five times in a row when it unconfigures, to find what raises in
+    its finalizer (``_pytest.unraisableexception``). In the controller no test leaves garbage behind,
     but the reports of all tests would be looked through each time.
     """
     global _frozen
     if gc.get_freeze_count() <= _ALWAYS_FROZEN:  # else somebody has a use of its own for it
-        gc.collect()
+        gc.collect(1)
         gc.freeze()
         _frozen = True
 

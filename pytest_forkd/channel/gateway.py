@@ -36,8 +36,8 @@ MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
 _CHUNK = 256 * 1024
 #: Seconds that messages may gather where they come densely: nothing that a person would notice, and
-#: time for some ten tests of the shortest sort.
-_GATHER = 0.002
+#: time for some twenty tests of the shortest sort.
+_GATHER = 0.004
 #: Messages a second that are dense, and the seconds over which they are counted.
 _DENSE = 1000
 _WINDOW = 0.01

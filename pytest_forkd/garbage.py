@@ -36,9 +36,9 @@ def fewer_full_collections() -> Iterator[None]:
 def last_collection() -> None:
     """Look for garbage among what is young, and until :func:`thaw` only among what is new.
 
-    pytest looks through everything five times in a row when it unconfigures, to find what raises in
-    its finalizer (``_pytest.unraisableexception``). In the controller no test leaves garbage behind,
-    but the reports of all tests would be looked through each time.
+    pytest looks through everything five times in a row when it unconfigures, to find what raises
+    in its finalizer (``_pytest.unraisableexception``). In the controller no test leaves garbage
+    behind, but the reports of all tests would be looked through each time.
     """
     global _frozen
     if gc.get_freeze_count() <= _ALWAYS_FROZEN:  # else somebody has a use of its own for it

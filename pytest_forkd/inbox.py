@@ -27,6 +27,8 @@ __all__ = ["Inbox"]
 
 #: Events that a worker may send before the next test begins: reports of subtests, warnings.
 _MAX_CHATTER = 500_000
+#: Characters of what a worker says that are shown in a line of the session's.
+_MAX_LINE = 300
 
 
 class BadEvent(Exception):
@@ -284,7 +286,8 @@ class Inbox:
     def _on_exhausted(self, node: ForkdWorkerController, text: Any) -> None:
         if not node.begun:  # else it could ask for another machine again and again
             raise BadEvent("it has run nothing")
-        node.exhausted = _text(text)
+        # The session shows it in a line of its own, on a terminal maybe.
+        node.exhausted = "".join(c if c.isprintable() else "?" for c in _text(text)[:_MAX_LINE])
 
     def _on_interrupted(
         self, node: ForkdWorkerController, kind: Any, message: Any, returncode: Any

@@ -17,7 +17,7 @@ from collections import defaultdict
 
 from environments import Environment, ensure
 from layout import HERE, WORK
-from processes import clean_environment, end_processes, marked, run
+from processes import clean_environment, run
 from report import machine
 from runners import RUNNERS
 from session import exclusive
@@ -69,9 +69,11 @@ def one_run(
     file = WORK / "timeline.jsonl"
     file.unlink(missing_ok=True)
     command = RUNNERS["forkd"].command(environment.python, workers)
-    mark = f"{session}-timeline"
     variables = clean_environment(
-        mark, suite.folder, PYTHONPATH=str(HERE / "recorder"), BENCHMARK_TIMELINE=str(file)
+        f"{session}-timeline",
+        suite.folder,
+        PYTHONPATH=str(HERE / "recorder"),
+        BENCHMARK_TIMELINE=str(file),
     )
     begin = time.time()
     done = run(
@@ -83,7 +85,6 @@ def one_run(
     )
     end = time.time()
     if done.exit_code != 0:
-        end_processes(marked(mark))
         raise SystemExit(f"the run failed:\n{done.output}")
     found: dict[Step, dict[str, float]] = {}
     for line in file.read_text().splitlines():

@@ -129,11 +129,11 @@ class WorkerEnds(DSession):
     ) -> None:
         """A worker's session has ended; it may want the whole run to end."""
         interruption = node.interruption
-        if node.exhausted is not None and interruption is None and not node.internal_error:
-            self._end_exhausted(node)
-            return
         if interruption is None and not node.internal_error:
-            super().worker_workerfinished(node)
+            if node.exhausted is None:
+                super().worker_workerfinished(node)
+            else:
+                self._end_exhausted(node)
             return
         self.config.hook.pytest_testnodedown(node=node, error=None)
         if interruption is None:

@@ -88,10 +88,7 @@ class Reserve:
 
     def watch(self, events: EventQueue) -> None:
         """Have ``reserve_due`` put into ``events`` when it is time to call others."""
-        if self._nodes:
-            delay = max(CALL_AFTER, PATIENCE * self._expected)
-            self._expected = 0.0
-            events.put_later(delay, ("reserve_due", {}))
+        self._look_later(max(CALL_AFTER, PATIENCE * self._expected), events)
 
     def due(self, has_work: bool, events: EventQueue) -> None:
         """It is time: call others, if there is anything for them to do.
@@ -102,7 +99,11 @@ class Reserve:
             called, self._nodes = self._nodes[: self._at_work], self._nodes[self._at_work :]
             self._at_work += len(called)
             self._call(called)
-        self.watch(events)
+        self._look_later(CALL_AFTER, events)
+
+    def _look_later(self, seconds: float, events: EventQueue) -> None:
+        if self._nodes:
+            events.put_later(seconds, ("reserve_due", {}))
 
 
 def _processors() -> int:

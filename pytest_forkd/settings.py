@@ -143,7 +143,6 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
 
 def _workers(config: pytest.Config, namespace: Any) -> int | str:
     wanted = getattr(namespace, "forkd_workers", None)
-    source = "--forkd-workers"
     xdist_workers = getattr(namespace, "numprocesses", None)
     if wanted is not None and xdist_workers is not None:
         raise pytest.UsageError(
@@ -153,8 +152,7 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         if not config.getini("forkd_replace_xdist"):
             return 0  # -n was meant for xdist, whatever the ini file's default is
         return xdist_workers  # type: ignore[no-any-return]
-    if wanted is None:
-        wanted, source = config.getini("forkd_workers"), "ini value forkd_workers"
+    wanted, source = asked(config, namespace, "forkd_workers")
     if wanted is None or wanted == "":
         return 0
     try:

@@ -405,7 +405,7 @@ RESOURCES = {
     "named temporary file": (
         """
     import tempfile
-    with tempfile.NamedTemporaryFile("w", delete=False) as file:  # here
+    with tempfile.NamedTemporaryFile("w", delete=False, dir=".") as file:  # here
         print("line", file=file)
     def test_resource():
         with open(file.name, "r+") as again:

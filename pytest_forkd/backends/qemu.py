@@ -41,8 +41,6 @@ _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
 #: What is built in a working tree, ignored by git and needed to import it.
 _BUILT = ("*.egg-info", "*.so", "_version.py", "version.py")
-#: Lines of a guest's console that are shown when it was given up.
-_LAST_LINES = 10
 #: How the kernel says that it has killed a process for want of memory.
 _OUT_OF_MEMORY = "Out of memory: Killed process"
 
@@ -134,9 +132,7 @@ class QemuLink:
         """Why the stream has ended, with what the console shows of it."""
         with contextlib.suppress(Exception):
             self._vm.process.wait(_END_LIMIT)
-        reason = self._vm.describe_end()
-        console = self._vm.console(_CONSOLE_LINES)
-        return f"{reason}\nThe last lines of its console:\n{console}" if console else reason
+        return f"{self._vm.describe_end()}{_last_lines(self._vm)}"
 
 
 class QemuHost(Host):
@@ -377,8 +373,7 @@ class QemuBackend(MachinesBackend):
                 line = console[at:].partition("\n")[0]
                 value = {**value, "err": f"{value['err']}\nThe guest's kernel: {line}\n"}
             elif value["reason"] is not None and vm is not None:
-                lines = vm.console(_LAST_LINES)
-                value = {**value, "err": f"{value['err']}\nThe guest's console:\n{lines}\n"}
+                value = {**value, "err": f"{value['err']}{_last_lines(vm)}\n"}
         super()._worker_said(entry, name, value)
 
     def _all_hosts(self) -> list[Host]:
@@ -392,3 +387,9 @@ class QemuBackend(MachinesBackend):
         # It cleans up after itself, and has nothing left to wait for but mke2fs.
         self._preparer.shutdown(wait=True, cancel_futures=True)
         self._held.close()
+
+
+def _last_lines(vm: VirtualMachine) -> str:
+    """What a guest's console shows at last, to be added to a text; nothing if it is empty."""
+    console = vm.console(_CONSOLE_LINES)
+    return f"\nThe last lines of its console:\n{console}" if console else ""

@@ -50,8 +50,8 @@ class EventQueue:
     Everything happens in the thread that calls :meth:`get`.
 
     Where messages come densely it does not wait for each, but sleeps while they gather: a worker
-    that sends to a process that waits for it pays for waking it (20 to 40 microseconds, a tenth of
-    what the shortest tests take), and the two of them may have to share a processor.
+    that sends to a process that waits for it pays for waking it, which shows where tests are short,
+    and the two of them may have to share a processor.
     """
 
     def __init__(self) -> None:

@@ -151,14 +151,10 @@ class GuestNursery(Nursery):
     def _give_up(self, reason: str) -> None:
         """Have the controller take this guest, and all that is in it, for dead."""
         self._pass_on(last=True)
-        for pid, child in self._children.items():
+        for pid in list(self._children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            end = {"worker": child.worker, "status": int(signal.SIGKILL), "reason": reason}
-            self._tell({"exit": {**end, **child.files.read()}})
-            if child.pidfd is not None:
-                self._port.selector.unregister(child.pidfd)
-        self._children.clear()
+            self._tell_exit(pid, int(signal.SIGKILL), reason=reason)
 
     def _obey(self, message: dict[str, Any]) -> None:
         if "fork" in message:

@@ -178,14 +178,18 @@ class Nursery:
             found, status = os.waitpid(pid, os.WNOHANG)
             if found == 0:
                 continue
-            child = self._children.pop(pid)
-            if child.pidfd is not None:
-                assert self._selector is not None
-                self._selector.unregister(child.pidfd)
-                os.close(child.pidfd)
-            left = child.files.read()
-            child.files.close()
-            self._tell({"exit": {"worker": child.worker, "status": status, **left}})
+            self._tell_exit(pid, status)
+
+    def _tell_exit(self, pid: int, status: int, **more: str) -> None:
+        """Say how a worker has ended, with what it has left, and forget it."""
+        child = self._children.pop(pid)
+        if child.pidfd is not None:
+            assert self._selector is not None
+            self._selector.unregister(child.pidfd)
+            os.close(child.pidfd)
+        left = child.files.read()
+        child.files.close()
+        self._tell({"exit": {"worker": child.worker, "status": status, **more, **left}})
 
     def _tell(self, message: dict[str, Any]) -> None:
         # Should the controller be gone, the end of its connection is seen in the main loop.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
 
 from pytest_forkd.garbage import last_collection, thaw
 
@@ -18,11 +19,12 @@ def test_what_there_is_is_collected_and_then_left_alone_until_thawed() -> None:
 
     thaw()
     before = gc.get_freeze_count()
-    Cycle()
+    cycle = weakref.ref(Cycle())
     last_collection()
     frozen = gc.get_freeze_count()
     assert frozen > before
     assert not [each for each in gc.get_objects() if isinstance(each, Cycle)]
+    assert cycle() is None, "frozen objects are not among those"
     last_collection()  # of a session within a session: not its business
     assert gc.get_freeze_count() == frozen
     thaw()

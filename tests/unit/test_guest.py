@@ -207,7 +207,7 @@ Places = dict[str, tuple[int, int]]
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> Places:
     """The file systems' free space; a test changes it."""
-    places = {"/": (50_000, 9_000), "/read only": (0, 0), "/my files": (50_000, 9_000)}
+    places = {"/": (50_000, 9_000), "/read only": (50_000, 9_000), "/my files": (50_000, 9_000)}
 
     def statvfs(place: str) -> os.statvfs_result:
         if place == "/proc":

@@ -1,4 +1,4 @@
-"""How often the controller looks for garbage, and at how much."""
+"""How often a run looks for garbage that is not there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["fewer_full_collections", "last_collection", "thaw", "without_reports_at_exit"]
+__all__ = ["end_when_nothing_is_found", "fewer_full_collections", "without_reports_at_exit"]
 
 _RARER = 10
-#: What the interpreter itself has frozen (some hundred objects, in Python 3.12).
-_ALWAYS_FROZEN = gc.get_freeze_count()
-_frozen = False
 
 
 @contextlib.contextmanager
@@ -26,33 +23,33 @@ def fewer_full_collections() -> Iterator[None]:
     Young objects are looked through as often as ever.
     """
     before = gc.get_threshold()
-    gc.set_threshold(before[0], before[1], before[2] * _RARER)
+    rarer = (before[0], before[1], before[2] * _RARER)
+    gc.set_threshold(*rarer)
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        if gc.get_threshold() == rarer:  # else somebody has set others meanwhile
+            gc.set_threshold(*before)
 
 
-def last_collection() -> None:
-    """Look for garbage among what is young, and until :func:`thaw` only among what is new.
+def end_when_nothing_is_found() -> None:
+    """Have pytest's last look for garbage end with the first pass that finds nothing.
 
     pytest looks through everything five times in a row when it unconfigures, to find what raises
-    in its finalizer (``_pytest.unraisableexception``). In the controller no test leaves garbage
-    behind, but the reports of all tests would be looked through each time.
+    in a finalizer, for a finalizer may leave garbage of its own (``_pytest.unraisableexception``).
+    After a pass that finds nothing the next ones find nothing, too; in the controller each of them
+    looks through the reports of all tests. pytest before 8.4 does not look.
     """
-    global _frozen
-    if gc.get_freeze_count() <= _ALWAYS_FROZEN:  # else somebody has a use of its own for it
-        gc.collect(1)
-        gc.freeze()
-        _frozen = True
+    from _pytest import unraisableexception
+
+    if hasattr(unraisableexception, "gc_collect_harder"):
+        unraisableexception.gc_collect_harder = _collect_until_nothing_is_found
 
 
-def thaw() -> None:
-    """Undo what :func:`last_collection` did to the process; it may run another session."""
-    global _frozen
-    if _frozen:
-        gc.unfreeze()
-        _frozen = False
+def _collect_until_nothing_is_found(iterations: int) -> None:
+    for _ in range(iterations):
+        if not gc.collect():
+            return
 
 
 def without_reports_at_exit(reporter: Any) -> None:

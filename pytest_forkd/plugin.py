@@ -170,10 +170,7 @@ class _Controller:
 
     def close(self) -> None:
         """End the parent and everything below it; safe to call twice."""
-        from pytest_forkd.garbage import thaw
-
         self.backend.close()
-        thaw()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:

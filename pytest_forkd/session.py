@@ -19,8 +19,8 @@ from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.durations import Durations
 from pytest_forkd.ends import WorkerEnds
 from pytest_forkd.garbage import (
+    end_when_nothing_is_found,
     fewer_full_collections,
-    last_collection,
     without_reports_at_exit,
 )
 from pytest_forkd.inbox import Inbox
@@ -126,7 +126,7 @@ class ForkdSession(WorkerEnds):
             self.durations.save(self.inbox.ids or ())
             self.durations = Durations(None, self.warn)  # less to look through for garbage
             self._estimates = None
-            last_collection()
+            end_when_nothing_is_found()
         finally:
             super().pytest_sessionfinish()
         self.backend.close()

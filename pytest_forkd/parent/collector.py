@@ -14,13 +14,11 @@ behind to watch its workers, and ends with the run.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -31,7 +29,7 @@ from _pytest.config import _prepareconfig
 import pytest_forkd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
-from pytest_forkd.parent import processes
+from pytest_forkd.parent import garbage, processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
 from pytest_forkd.parent.hygiene import run_exit_handlers
@@ -138,12 +136,12 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     import_modules(request["modules"])
     if request["scan"]:
         import_modules(named_modules(request["args"], request["testpaths"], request["exclude"]))
-    gc.freeze()
+    garbage.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
     if birth is None:
         return None
-    gc.enable()
+    garbage.resume()
     workerinput = birth.workerinput
     set_role(workerinput)
     config = make_config(request, workerinput, birth.basetemp)
@@ -234,13 +232,6 @@ class CollectorPlugin:
     def pytest_sessionstart(self) -> None:
         self.leave_if_unsuitable()
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection(self) -> Generator[None, object, object]:
-        # Collection makes long-lived objects and next to no garbage: a fifth of its time would go
-        # into looking for some.
-        gc.disable()
-        return (yield)
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> object:
         self.leave_if_unsuitable(complete=True)
@@ -250,7 +241,7 @@ class CollectorPlugin:
         self.watch.stop()
         # Frozen objects stay out of the workers' collections, which would copy their pages.
         # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
-        gc.freeze()
+        garbage.freeze()
         self.nursery.connection.send(
             {
                 "warm": {
@@ -271,7 +262,7 @@ class CollectorPlugin:
             run_exit_handlers(join_threads=False)
             self.end(0)
         self.birth = birth
-        gc.enable()
+        garbage.resume()
         become_worker(self.config, self.interactor, birth, self.watch.seeds)
         return None  # and so on to the interactor's run loop
 

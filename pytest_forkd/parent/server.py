@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import selectors
@@ -34,7 +33,7 @@ import time
 from typing import Any, NoReturn
 
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
-from pytest_forkd.parent import processes
+from pytest_forkd.parent import garbage, processes
 from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.preload import third_party_packages
 from pytest_forkd.parent.preloading import (
@@ -80,7 +79,8 @@ def main(argv: list[str]) -> int:
     if options.controller is not None:
         processes.die_with(options.controller)
     processes.become_subreaper()
-    gc.disable()
+    garbage.watch()
+    garbage.pause()
     plan = Plan.read(options.plan_fd)
     plan.skip.update(json.loads(options.skip))
     try:
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     except Unsafe as exc:
         start_anew(argv, plan, exc)
     os.close(options.plan_fd)
-    gc.freeze()
+    garbage.freeze()
     if options.controller is not None:
         # From here on the end of its connection is noticed at once, and there is time to end what
         # descends from this process, wherever it has gone.
@@ -358,14 +358,14 @@ class _Parent:
         names, self.to_learn = self.to_learn, []
         own_path, own_environ = list(sys.path), dict(os.environ)
         sys.path[:0] = self.plan.path
-        gc.unfreeze()
+        garbage.thaw()
         try:
             learn(names, self.plan)
         except Unsafe as exc:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
         sys.path[:] = own_path
         self.preloaded.environ.update(environ_changes(own_environ))
-        gc.freeze()
+        garbage.freeze()
         self.stamps.take()
         if self.stamps.doubtful:
             self.ending = f"{self.stamps.doubtful} was written while it was loaded"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Generator
@@ -11,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.garbage import end_when_nothing_is_found
 from pytest_forkd.logfiles import reopen_log_files
+from pytest_forkd.parent import garbage
 from pytest_forkd.parent.adapters import adapt_worker
 from pytest_forkd.parent.hygiene import (
     CrashFiles,
@@ -34,6 +35,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
     The same objects are changed, not replaced: plugins keep references to them.
     """
     forget_exit_handlers()
+    end_when_nothing_is_found()
     os.environ["PYTEST_XDIST_WORKER"] = birth.workerinput["workerid"]
     os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(birth.workerinput["workercount"])
     config.workerinput.become(birth.workerinput)
@@ -51,6 +53,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
 def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
     """Prepare a clone that has its identity from the start and has yet to configure itself."""
     forget_exit_handlers()
+    end_when_nothing_is_found()
     if hasattr(config.option, "log_file_mode"):
         config.option.log_file_mode = "a"  # all workers write to the file that the controller made
     SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
@@ -72,11 +75,11 @@ class _SelfCollecting:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Generator[None, object, object]:
-        gc.disable()  # see CollectorPlugin.pytest_collection
+        garbage.pause()  # as in a collector, from its parent on
         try:
             return (yield)
         finally:
-            gc.enable()
+            garbage.resume()
 
 
 def finish_worker() -> int:

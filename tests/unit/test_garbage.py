@@ -5,33 +5,63 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-import weakref
 
-from pytest_forkd.garbage import last_collection, thaw
+import pytest
+from _pytest import unraisableexception
+
+from pytest_forkd import garbage
 
 
-def test_what_there_is_is_collected_and_then_left_alone_until_thawed() -> None:
-    """A process may hold several sessions, whose garbage must not stay for ever."""
+@pytest.mark.skipif(
+    not hasattr(unraisableexception, "gc_collect_harder"), reason="pytest before 8.4 does not look"
+)
+def test_the_last_look_ends_with_the_first_pass_that_finds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a finalizer leaves behind is found by the next pass."""
+    finalized = []
 
-    class Cycle:
-        def __init__(self) -> None:
-            self.me = self
+    class Chain:
+        def __init__(self, length: int) -> None:
+            self.me, self.length = self, length
 
-    thaw()
-    before = gc.get_freeze_count()
-    cycle = weakref.ref(Cycle())
-    last_collection()
-    frozen = gc.get_freeze_count()
-    assert frozen > before
-    assert not [each for each in gc.get_objects() if isinstance(each, Cycle)]
-    assert cycle() is None, "frozen objects are not among those"
-    last_collection()  # of a session within a session: not its business
-    assert gc.get_freeze_count() == frozen
-    thaw()
-    assert gc.get_freeze_count() <= before
-    last_collection()
-    assert gc.get_freeze_count() > before, "the next session's"
-    thaw()
+        def __del__(self) -> None:
+            finalized.append(self.length)
+            if self.length > 1:
+                Chain(self.length - 1)
+
+    passes = []
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and info["generation"] == 2:
+            passes.append(info["collected"])
+
+    harder = unraisableexception.gc_collect_harder
+    monkeypatch.setattr(unraisableexception, "gc_collect_harder", harder)
+    garbage.end_when_nothing_is_found()
+    gc.collect()
+    gc.callbacks.append(count)
+    try:
+        Chain(3)
+        unraisableexception.gc_collect_harder(5)
+    finally:
+        gc.callbacks.remove(count)
+    assert finalized == [3, 2, 1]
+    assert len(passes) == 4
+    assert passes[-1] == 0
+
+
+def test_thresholds_that_somebody_sets_during_a_run_stay() -> None:
+    before = gc.get_threshold()
+    with garbage.fewer_full_collections():
+        assert gc.get_threshold()[2] > before[2]
+    assert gc.get_threshold() == before
+    try:
+        with garbage.fewer_full_collections():
+            gc.set_threshold(5, 6, 7)
+        assert gc.get_threshold() == (5, 6, 7)
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_what_the_terminal_has_kept_is_there_until_the_process_ends() -> None:

@@ -298,11 +298,20 @@ class Inbox:
 
     def _on_internal_error(self, node: ForkdWorkerController, text: Any) -> None:
         node.internal_error = True
+        self.show_internal_error(_text(text))
+
+    def show_internal_error(self, text: str) -> None:
+        """Have plugins show the traceback of an internal error in another process."""
         try:
-            raise WorkerInternalError(_text(text))
+            raise WorkerInternalError(text)
         except WorkerInternalError:
             excinfo = pytest.ExceptionInfo.from_current()
-            self._config.hook.pytest_internalerror(excrepr=_text(text), excinfo=excinfo)
+            self._config.hook.pytest_internalerror(excrepr=text, excinfo=excinfo)
+
+    def _on_unconfigured(self, node: ForkdWorkerController, usage: Any, text: Any) -> None:
+        if not self.workers_collect or node.ready_at or type(usage) is not bool:
+            raise BadEvent("its session has begun")
+        self._session.worker_unconfigured(node, usage, _text(text))
 
     def _on_finished(self, node: ForkdWorkerController, workeroutput: Any) -> None:
         try:

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import execnet
@@ -19,8 +20,8 @@ from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.passed import PassedItem
 from pytest_forkd.channel.wire import CHANNEL_ID
+from pytest_forkd.early import EarlyImports
 from pytest_forkd.requests import make_request
-from pytest_forkd.warm import Modules
 
 __all__ = ["ForkdNodeManager", "ForkdWorkerController"]
 
@@ -282,8 +283,9 @@ class ForkdNodeManager(NodeManager):
         for node in nodes:
             self.spawn(node)
 
-    def request(self, warm: str, level: str, modules: Modules, exclude: list[str]) -> RunRequest:
+    def request(self, warm: str, level: str, early: EarlyImports) -> RunRequest:
         """What the collector has to know about this run; see :class:`RunRequest`."""
+        modules, rewriting = early.modules, early.rewriting()
         nodes = list(self.nodes.values())
         request = make_request(self.config, nodes[0].workerinput)
         request.nodes = [node.packed_workerinput() for node in nodes]
@@ -292,8 +294,10 @@ class ForkdNodeManager(NodeManager):
         request.modules, request.scan, request.exclude = (
             modules.names,
             not modules.complete,
-            exclude,
+            early.plan.exclude,
         )
+        request.skip = early.plan.skip
+        request.rewriting = None if rewriting is None else asdict(rewriting)
         request.testpaths = [str(path) for path in self.config.getini("testpaths")]
         return request
 

@@ -11,7 +11,7 @@ import pytest
 from _pytest.cacheprovider import Cache
 
 from pytest_forkd.settings import Settings
-from pytest_forkd.snapshots.plan import Plan, own_packages
+from pytest_forkd.snapshots.plan import Plan, Rewriting, own_packages
 from pytest_forkd.warm import MODULES_KEY, Modules
 
 __all__ = ["make_plan"]
@@ -41,6 +41,7 @@ def make_plan(config: pytest.Config, namespace: Any, settings: Settings) -> Plan
         scan=scan,
         exclude=sorted(exclude),
         skip=known.skip,
+        rewriting=Rewriting.of(config),
     )
 
 

@@ -7,6 +7,7 @@ test's reports come as one message, which is decoded here, in the main loop.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.durations import Durations
+from pytest_forkd.early import EarlyImports
 from pytest_forkd.ends import WorkerEnds
 from pytest_forkd.garbage import (
     end_when_nothing_is_found,
@@ -32,7 +34,7 @@ from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make
 from pytest_forkd.settings import Settings
 from pytest_forkd.snapshots.plan import Plan
 from pytest_forkd.terminal import batched_terminal
-from pytest_forkd.warm import Modules, WarmMemory, finding_line, warn_about
+from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 
 __all__ = ["ForkdSession"]
 
@@ -63,8 +65,7 @@ class ForkdSession(WorkerEnds):
         self.level: str | None = None
         self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
         self._level_asked = self._recalled.level
-        self._plan = plan
-        self._modules = self._recalled.modules
+        self._early = EarlyImports(config, backend, plan, self._recalled.modules, self.memory)
         self._warm_answer: dict[str, Any] | None = None
         self.inbox = Inbox(self)
         self._collector_losses = 0
@@ -140,9 +141,7 @@ class ForkdSession(WorkerEnds):
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
         self._warm_answer = None
-        request = self.nodemanager.request(
-            self.settings.warm, level, self._modules, self._plan.exclude
-        )
+        request = self.nodemanager.request(self.settings.warm, level, self._early)
         self.backend.begin(request, self.nodemanager.events, self)
 
     @pytest.hookimpl
@@ -206,8 +205,19 @@ class ForkdSession(WorkerEnds):
                 self._fall_back(answer["unsuitable"])
             elif "usage_error" in answer:
                 raise pytest.UsageError(*answer["usage_error"])
+            elif "imported_early" in answer:
+                self._early.leave_out(answer["imported_early"])
+                self._begin(self._level_asked)
+            elif "unconfigured" in answer:
+                self._take_unconfigured(**answer["unconfigured"])
+                self._begin(self._level_asked)
             else:
-                return self._collection_ended(answer.get("ended", {}))
+                ended = answer.get("ended", {})
+                failed = [event for event in ended.get("events", ()) if event[0] == "unconfigured"]
+                if not failed:
+                    return self._collection_ended(ended)
+                self._take_unconfigured(*failed[0][1:])
+                self._begin(self._level_asked)
         warm = answer["warm"]
         self.level = str(warm["level"])
         self.inbox.workers_collect = self.level == "imports"
@@ -234,6 +244,56 @@ class ForkdSession(WorkerEnds):
         name, kwargs = self.queue.get()
         getattr(self, f"worker_{name}")(**kwargs)
 
+    def _take_unconfigured(self, usage: bool, text: str) -> None:
+        """A collector or a worker could not be configured, although the controller could.
+
+        :param usage: whether pytest takes that for an error of the user's.
+        :param text: what pytest would say.
+        :raises pytest.UsageError: or :exc:`pytest.exit.Exception`, unless there is another parent
+            to be tried, which has imported nothing early.
+        """
+        why = text.strip().rpartition("\n")[2]
+        if self._early.do_without(why):
+            self.report_line(
+                "forkd: nothing is imported early any more, since a worker cannot be configured "
+                f"then: {why}"
+            )
+            return
+        if usage:
+            raise pytest.UsageError(text)
+        self.inbox.show_internal_error(text)
+        raise pytest.exit.Exception(
+            "a worker cannot be configured", int(pytest.ExitCode.INTERNAL_ERROR)
+        )
+
+    def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
+        """A worker that was to configure itself could not; all others will not, either."""
+        if node.down:
+            return  # one of those that another parent's workers have replaced
+        assert self.nodemanager is not None
+        reason = "no worker can be configured"
+        nodes = [each for each in self.nodemanager.nodes.values() if each.spawned and not each.down]
+        try:
+            self._take_unconfigured(usage, text)
+        except BaseException:
+            for each in nodes:
+                if not each.ready_at:  # interrupted, it would show where
+                    self.backend.signal(each.gateway.id, signal.SIGKILL)
+            raise
+        self.nodemanager.warm = False
+        for each in nodes:
+            each.end = WorkerEnd(reason)
+        self._begin("imports")
+        answer = self._await_answer()
+        if "warm" not in answer:
+            raise CollectorLost(f"{reason}, and another collector could not begin: {answer}")
+        self.nodemanager.spawn_nodes([])
+        for each in nodes:
+            self._take_out(each)
+            self._replace(each)
+            self._active_nodes.discard(each)
+            each.discard()
+
     def _fall_back(self, unsuitable: dict[str, Any]) -> None:
         """The suite cannot share its collection: say why, remember it, go on at level imports."""
         findings = unsuitable["findings"]
@@ -242,7 +302,7 @@ class ForkdSession(WorkerEnds):
             self.terminal.write_line(
                 f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
             )
-        self._learn(unsuitable["modules"], complete=unsuitable["complete"])
+        self._early.learn(unsuitable["modules"], complete=unsuitable["complete"])
         self.memory.remember_unsuitable(findings, unsuitable["files"])
         self._level_asked = "imports"
         self._begin("imports")
@@ -262,7 +322,7 @@ class ForkdSession(WorkerEnds):
         self.inbox.ids = ids
         self.inbox.take_fixtures(warm.get("fixtures"))
         warn_about(warm["findings"], self.config)
-        self._learn(warm["modules"], complete=True)
+        self._early.learn(warm["modules"], complete=True)
         self.memory.remember_seconds(warm["seconds"])
         self.inbox.dispatch(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
@@ -304,23 +364,6 @@ class ForkdSession(WorkerEnds):
         self._active_nodes.discard(node)
         if self.terminal:
             self.trdist._status.pop(node.gateway.spec.id, None)
-
-    def _learn(self, names: list[str], *, complete: bool) -> None:
-        """Remember which third-party modules the collection imported.
-
-        Those that the parent had imported before are not among ``names``.
-        """
-        if not self.backend.trusted:
-            return
-        known = self._modules
-        scanned, skipped = self.backend.early_imports()
-        self._modules = Modules(
-            list(dict.fromkeys([*known.names, *scanned, *names])),
-            complete=complete or known.complete,
-            skip={**known.skip, **skipped},
-        )
-        self.memory.remember_modules(self._modules)
-        self.backend.learn(names)
 
     def _keep(self, nodes: list[ForkdWorkerController], count: int) -> list[ForkdWorkerController]:
         """Do without the nodes after the first ``count``: there are no tests for them."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["Backend", "BackendError", "Listener", "RunRequest", "WorkerEnd"]
 
@@ -35,6 +36,8 @@ class RunRequest:
     :ivar scan: whether to look for more of them in test files and conftests.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
     :ivar exclude: top-level packages that are the project's own, never imported early.
+    :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` is all.
+    :ivar rewriting: whose assertions pytest rewrites (see ``snapshots.plan.Rewriting``).
     """
 
     args: list[str]
@@ -52,6 +55,8 @@ class RunRequest:
     scan: bool = True
     testpaths: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    rewriting: dict[str, Any] | None = None
+    skip: dict[str, str] = field(default_factory=dict)
 
     def early_part(self) -> dict[str, Any]:
         """What of it can be known, or guessed, before the controller is configured."""
@@ -89,7 +94,7 @@ class Listener(Protocol):
     """Who a backend talks to; called from the controller's main loop."""
 
     def on_collector_message(self, message: dict[str, Any]) -> None:
-        """The collector sent ``warm``, ``unsuitable``, ``ended``, ``usage_error`` or ``broken``."""
+        """The collector sent ``warm``, or why it has none, or ``broken``."""
 
     def on_collector_lost(self, reason: str) -> None:
         """The collector or its parent died unasked; its workers die with it."""
@@ -138,6 +143,15 @@ class Backend(abc.ABC):
 
         :returns: names of modules; and top-level packages, each with the reason.
         """
+
+    def take_another(self, plan: Plan) -> bool:
+        """Have the next collector made by a parent that imports less.
+
+        :param plan: what that is to import.
+        :returns: whether that would be another one: false if this one has imported nothing early,
+            or if there is nothing else to clone from.
+        """
+        return False
 
     @abc.abstractmethod
     def learn(self, modules: list[str]) -> None:

@@ -11,7 +11,11 @@ from typing import Any
 
 from pytest_forkd.channel.frames import FrameError
 
-__all__ = ["check"]
+__all__ = ["ANSWERS", "NO_SESSION", "check"]
+
+#: What a guest says that has no session, and all that it may say when it was asked to collect.
+NO_SESSION = ("usage_error", "unconfigured", "imported_early")
+ANSWERS = ("warm", "unsuitable", "ended", *NO_SESSION)
 
 #: Characters of a text that is shown, and of any other.
 _MAX_SHOWN = 20_000
@@ -148,6 +152,17 @@ def _usage_error(value: Any) -> list[str]:
     return [_shown(each) for each in _list(value, 20)]
 
 
+def _unconfigured(value: Any) -> dict[str, Any]:
+    usage = _object(value).get("usage")
+    if type(usage) is not bool:
+        raise FrameError("no kind of error")
+    return {"usage": usage, "text": _text(value.get("text"), 1_000_000)}
+
+
+def _imported_early(value: Any) -> list[str]:
+    return [_text(each, 1000) for each in _list(value, 10_000)]
+
+
 def _forked(value: Any) -> dict[str, Any]:
     return {"worker": _text(_object(value).get("worker"), 200)}
 
@@ -194,6 +209,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "unsuitable": _unsuitable,
     "ended": _ended,
     "usage_error": _usage_error,
+    "unconfigured": _unconfigured,
+    "imported_early": _imported_early,
     "forked": _forked,
     "fork_failed": _fork_failed,
     "exit": _exit,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from pytest_forkd.backends.guest_messages import check
+from pytest_forkd.backends.guest_messages import NO_SESSION, check
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.frames import FrameError
 from pytest_forkd.channel.mux import (
@@ -169,7 +169,7 @@ class Machine:
                 name, value = self._received.popleft()
                 if name in names:
                     return name, value
-                if name in ("over", "usage_error"):
+                if name == "over" or name in NO_SESSION:
                     raise MachineError(f"its parent has ended: {value}")
             left = deadline - time.monotonic()
             if left <= 0:

@@ -25,6 +25,7 @@ from typing import Any
 
 from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
 from pytest_forkd.backends.fleet import CLOSE_LIMIT, Fleet
+from pytest_forkd.backends.guest_messages import ANSWERS
 from pytest_forkd.backends.guest_request import for_guests
 from pytest_forkd.backends.hosts import SILENT, Entry, Host, Place
 from pytest_forkd.backends.process import describe_exit
@@ -179,7 +180,7 @@ class MachinesBackend(Fleet, Backend):
     def _said(self, entry: Entry, name: str, value: Any) -> None:
         if entry.stage == "gone":
             return
-        if entry.stage == "collecting" and name in ("warm", "unsuitable", "ended", "usage_error"):
+        if entry.stage == "collecting" and name in ANSWERS:
             self._collected(entry, name, value)
         elif entry.stage == "busy" and name in ("forked", "exit", "fork_failed"):
             self._worker_said(entry, name, value)

@@ -115,14 +115,14 @@ class ProcessBackend(Backend):
             shutil.rmtree(self._directory, ignore_errors=True)
         assert self._control is not None
         with contextlib.suppress(OSError):  # its end is noticed where its greeting is awaited
-            self._control.send({"open": {"keep": self._keep}})
+            self._control.send({"open": {"keep": self._keep, "skip": self._plan.skip}})
 
     def _start_kept(self) -> None:
         """Connect to a kept parent, or make one that is kept."""
         plan = self._plan
         store = Store.find()
         store.prepare()
-        mark = fingerprint(plan.project, plan.preload, plan.path, os.environ)
+        mark = fingerprint(plan.project, plan.preload, plan.path, os.environ, plan.rewriting)
         self._control = store.connect(mark)
         if self._control is not None:
             return
@@ -190,6 +190,13 @@ class ProcessBackend(Backend):
         if self._hello is None:
             return [], {}
         return self._hello["scanned"], self._hello["skipped"]
+
+    def take_another(self, plan: Plan) -> bool:
+        if self._hello is not None and not self._hello["early"]:
+            return False
+        self._drop_parent()
+        self._plan, self._origin = plan, "another parent"
+        return True
 
     def learn(self, modules: list[str]) -> None:
         if self._keep and self._control is not None:

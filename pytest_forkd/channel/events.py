@@ -24,6 +24,8 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``exhausted``      ``[text]``: what its machine has no more of; it ends after the running item
 ``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
 ``internal_error`` ``[text]``
+``unconfigured``   ``[usage, text]``: why its session never began, and whether that is an error of
+                   the user's
 ``finished``       ``[workeroutput]``, packed by :func:`pack_object`
 =================  =====================================================================
 

@@ -15,7 +15,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,7 +99,7 @@ def base_image(recipe: Recipe, image: str) -> str:
 def write_context(tree: WorkingTree, recipe: Recipe, base: str, file: IO[bytes]) -> None:
     """Write what ``docker build`` reads: the container recipe, this package, and the project."""
     wheel, content = make_wheel()
-    plan = json.dumps(asdict(recipe.parent_plan()))
+    plan = json.dumps(recipe.parent_plan().to_json())
     about = json.dumps({"fingerprint": recipe.fingerprint, "built": int(time.time())})
     own: dict[str, str | bytes] = {
         "Dockerfile": dockerfile(recipe, base),

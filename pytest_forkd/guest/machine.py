@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
     plan = Plan()
     if options.plan is not None:
         try:
-            plan = Plan(**json.loads(options.plan.read_text("utf-8")))
+            plan = Plan.from_json(json.loads(options.plan.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as exc:
             sys.exit(f"--plan: cannot use {options.plan}: {exc}")
     plan.preload += options.preload

@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import pytest
 import xdist.remote
 from _pytest.config import _prepareconfig
+from _pytest.outcomes import OutcomeException
 
 import pytest_forkd
 from pytest_forkd.channel.events import unpack_object
@@ -35,10 +36,23 @@ from pytest_forkd.parent.fixtures import fixture_table
 from pytest_forkd.parent.hygiene import run_exit_handlers
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
-from pytest_forkd.parent.preload import import_modules, named_modules
+from pytest_forkd.parent.preload import (
+    import_modules,
+    last_module,
+    modules_since,
+    named_modules,
+)
+from pytest_forkd.parent.rewriting import plainly_imported, rewriting
 from pytest_forkd.parent.tripwires import WorkerInput
+from pytest_forkd.parent.unconfigured import reason
 from pytest_forkd.parent.watch import Watch
-from pytest_forkd.parent.worker import become_worker, configure_worker, finish_worker
+from pytest_forkd.parent.worker import (
+    become_worker,
+    configure_worker,
+    finish_worker,
+    tell_unconfigured,
+)
+from pytest_forkd.snapshots.plan import Rewriting
 
 __all__ = ["run_collector"]
 
@@ -59,25 +73,30 @@ def run_collector(
     processes.become_subreaper()
     take_over(request)
     nursery = nursery or Nursery(connection)
-    start: Start | pytest.UsageError | None = None
+    last_early = last_module()
+    start: Start | Unconfigured | None = None
     if request.get("early"):
         try:
             start = start_collection(request)
-        except pytest.UsageError as exc:
+        except Unconfigured as exc:
             start = exc
         try:
             request = connection.receive(_REQUEST_TIMEOUT).message["request"]
         except (EOFError, TimeoutError):
             return 0  # the controller has made up its mind
+    plain = set(plainly_imported((request["rewriting"] or {}).get("names", ())))
+    if not plain.issubset(modules_since(last_early)):
+        connection.send({"imported_early": sorted(plain.difference(modules_since(last_early)))})
+        return 0
     try:
-        if isinstance(start, pytest.UsageError):
-            raise start
         if request["level"] == "imports":
             birth = serve_imports(nursery, request)
         else:
+            if isinstance(start, Unconfigured):
+                raise start
             birth = serve_collection(nursery, request, start or start_collection(request))
-    except pytest.UsageError as exc:
-        connection.send({"usage_error": [str(arg) for arg in exc.args]})
+    except Unconfigured as exc:
+        connection.send({"unconfigured": exc.reason})
         return int(pytest.ExitCode.USAGE_ERROR)
     if birth is not None:
         return finish_worker()
@@ -111,11 +130,27 @@ def set_role(workerinput: dict[str, Any]) -> None:
     os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(workerinput["workercount"])
 
 
+class Unconfigured(Exception):
+    """There is no session, since its configuration could not be made.
+
+    :ivar reason: see :func:`pytest_forkd.parent.unconfigured.reason`.
+    """
+
+    def __init__(self, exc: BaseException) -> None:
+        super().__init__(str(exc))
+        self.reason = reason(exc)
+
+
 def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: str | None) -> Any:
-    """A configuration as ``xdist.remote`` makes it: conftests loaded, not yet configured."""
+    """A configuration as ``xdist.remote`` makes it: conftests loaded, not yet configured.
+
+    :raises Unconfigured: if that is impossible.
+    """
     pytest_forkd._config_of_a_clone = True
     try:
         config: Any = _prepareconfig(request["args"], None)
+    except (Exception, SystemExit, OutcomeException) as exc:
+        raise Unconfigured(exc) from exc
     finally:
         pytest_forkd._config_of_a_clone = False
     xdist.remote.setup_config(config, basetemp)
@@ -133,9 +168,11 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
     """
-    import_modules(request["modules"])
+    names = request["modules"]
     if request["scan"]:
-        import_modules(named_modules(request["args"], request["testpaths"], request["exclude"]))
+        names += named_modules(request["args"], request["testpaths"], request["exclude"])
+    with rewriting(Rewriting.from_json(request["rewriting"])):
+        import_modules(names, request["skip"])
     garbage.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
@@ -144,11 +181,27 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
     garbage.resume()
     workerinput = birth.workerinput
     set_role(workerinput)
-    config = make_config(request, workerinput, birth.basetemp)
-    interactor = Interactor(config, workerinput)
-    configure_worker(config, interactor, birth)
-    config.hook.pytest_cmdline_main(config=config)
+    try:
+        config = make_config(request, workerinput, birth.basetemp)
+        interactor = Interactor(config, workerinput)
+        configure_worker(config, interactor, birth)
+        run_session(config)
+    except Unconfigured as exc:
+        tell_unconfigured(birth, exc.reason)
     return birth
+
+
+def run_session(config: Any) -> int:
+    """Configure, and run the session.
+
+    :returns: its exit status.
+    :raises Unconfigured: if it was not to be configured. Other exceptions than these pytest hands
+        to ``pytest_internalerror``.
+    """
+    try:
+        return int(config.hook.pytest_cmdline_main(config=config))
+    except pytest.UsageError as exc:
+        raise Unconfigured(exc) from exc
 
 
 # -- warm level collection ---------------------------------------------------------------------
@@ -198,10 +251,10 @@ def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) ->
     )
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
-    status = config.hook.pytest_cmdline_main(config=config)
+    status = run_session(config)
     if plugin.birth is None:
         # No run loop: collection failed or was ended by a hook.
-        plugin.report_end(int(status))
+        plugin.report_end(status)
     return plugin.birth
 
 

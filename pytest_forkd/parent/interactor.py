@@ -48,6 +48,7 @@ class Interactor(WorkerInteractor):
         self.identify(workerinput)
         self.log = Producer(f"worker-{self.workerid}", enabled=config.option.debug)
         self.nextitem_index = None
+        self.session: Any = None
         #: Events that have not been sent yet.
         self.outbox: list[list[Any]] = []
         self._channel: WorkerChannel | None = None
@@ -141,9 +142,15 @@ class Interactor(WorkerInteractor):
         self.flush()
 
     @pytest.hookimpl
-    def pytest_internalerror(self, excrepr: object) -> None:
-        self.outbox.append(["internal_error", str(excrepr)])
+    def pytest_internalerror(  # type: ignore[override]
+        self, excrepr: object
+    ) -> bool:
+        if self.session is None:
+            self.outbox.append(["unconfigured", False, str(excrepr)])
+        else:
+            self.outbox.append(["internal_error", str(excrepr)])
         self.flush()
+        return True  # the controller shows it; else pytest would write it to standard error, too
 
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:

@@ -57,8 +57,7 @@ def third_party_modules(
 ) -> list[str]:
     """Those of the loaded modules ``names`` that are of installed distributions.
 
-    Distributions that hold pytest plugins are left out: pytest wants to be the one that imports
-    them, to rewrite their assertions, and warns otherwise.
+    Plugins are left out: what they read while pytest imports them may depend on the process.
 
     :param exclude: top-level packages that are the project's own, wherever they are installed.
     """
@@ -66,8 +65,6 @@ def third_party_modules(
         getattr(plugin, "__name__", type(plugin).__module__).partition(".")[0]
         for plugin in config.pluginmanager.get_plugins()
     }
-    rewritten = getattr(config.pluginmanager.rewrite_hook, "_must_rewrite", ())
-    plugins.update(name.partition(".")[0] for name in rewritten)
     return [
         name
         for name in installed_modules(names)
@@ -201,12 +198,17 @@ def _is_third_party(top: str) -> bool:
     return False
 
 
-def import_modules(names: Iterable[str]) -> None:
-    """Import modules; one that fails is left for the suite to fail on."""
+def import_modules(names: Iterable[str], skip: Container[str] = ()) -> None:
+    """Import modules; one that fails is left for the suite to fail on.
+
+    :param skip: top-level packages to leave out; ``*`` stands for all.
+    """
+    if "*" in skip:
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in names:
-            if name not in sys.modules:
+            if name not in sys.modules and name.partition(".")[0] not in skip:
                 # Skipped and Exit of pytest are BaseExceptions; a module may raise them, too.
                 with contextlib.suppress(Exception, SystemExit, OutcomeException):
                     importlib.import_module(name)

@@ -28,6 +28,7 @@ from pytest_forkd.parent.preload import (
     named_modules,
 )
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
+from pytest_forkd.parent.rewriting import rewriting, without_rewriting
 from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
@@ -57,11 +58,13 @@ class Preloaded:
     :ivar failures: for each module that was asked for and failed to import, why.
     :ivar scanned: the third-party modules that are loaded because test files name them.
     :ivar environ: variables that imports have set: the value before, if any, and after.
+    :ivar early: top-level packages that were imported because the suite imports them, too.
     """
 
     failures: dict[str, str]
     scanned: list[str]
     environ: dict[str, tuple[str | None, str]]
+    early: set[str]
 
 
 class Unsafe(Exception):
@@ -80,18 +83,18 @@ def preload(plan: Plan) -> Preloaded:
 
     :raises Unsafe: if a module that nobody asked for turns out to be none to import early.
     """
-    import xdist
-
-    import pytest_forkd
-
     for name in (*(f"_pytest.{name}" for name in default_plugins), *_COMPANY):
         importlib.import_module(name)
     # Each worker tells xdist its platform; finding out takes a subprocess, once.
     platform.platform()
-    # pytest warns that it cannot rewrite the assertions of plugins that are loaded already, unless
-    # their docstring says that they do without (documented at "Assertion Rewriting").
-    for module in (xdist, pytest_forkd):
-        module.__doc__ = f"{module.__doc__ or ''}\nPYTEST_DONT_REWRITE"
+    for name in (
+        "xdist",
+        "xdist.looponfail",
+        "xdist.plugin",
+        "pytest_forkd",
+        "pytest_forkd.plugin",
+    ):
+        without_rewriting(name)
     own_path, own_environ = list(sys.path), dict(os.environ)
     sys.path[:0] = plan.path
     os.chdir(plan.cwd)
@@ -99,21 +102,23 @@ def preload(plan: Plan) -> Preloaded:
     with warnings.catch_warnings():
         # A suite's own filters decide what its imports may warn about; they are not known yet.
         warnings.simplefilter("ignore")
-        for name in plan.preload:
-            try:
-                importlib.import_module(name)
-            except (Exception, SystemExit, OutcomeException) as exc:
-                failures[name] = f"{type(exc).__name__}: {exc}"
+        with rewriting(plan.rewriting):
+            for name in plan.preload:
+                try:
+                    importlib.import_module(name)
+                except (Exception, SystemExit, OutcomeException) as exc:
+                    failures[name] = f"{type(exc).__name__}: {exc}"
     scanned: list[str] = []
+    early: set[str] = set()
     if not failures:
-        learn(plan.learnt, plan)
+        early |= learn(plan.learnt, plan)
         if plan.scan is not None:
             last = last_module()
-            learn(named_modules(plan.scan, [], plan.exclude), plan)
+            early |= learn(named_modules(plan.scan, [], plan.exclude), plan)
             scanned = installed_modules(modules_since(last))
     os.chdir("/")
     sys.path[:] = own_path
-    return Preloaded(failures, scanned, environ_changes(own_environ))
+    return Preloaded(failures, scanned, environ_changes(own_environ), early)
 
 
 def environ_changes(before: dict[str, str]) -> dict[str, tuple[str | None, str]]:
@@ -125,17 +130,19 @@ def environ_changes(before: dict[str, str]) -> dict[str, tuple[str | None, str]]
     }
 
 
-def learn(names: list[str], plan: Plan) -> None:
+def learn(names: list[str], plan: Plan) -> set[str]:
     """Import modules that the suite will import, as long as that makes no difference to it.
 
+    :returns: the top-level packages of those that were not imported yet.
     :raises Unsafe: at the first one that does.
     """
+    early: set[str] = set()
     if "*" in plan.skip:
-        return
+        return early
     files = OpenFiles()
     seeds = random.getstate()
     package = ""
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, rewriting(plan.rewriting):
         warnings.simplefilter("always")
         for category in _IGNORED_WARNINGS:
             warnings.simplefilter("ignore", category)
@@ -146,12 +153,14 @@ def learn(names: list[str], plan: Plan) -> None:
             if package not in ("", top):
                 _check(package, files, seeds, caught)
             package = top
+            early.add(top)
             # One that fails is left for the suite to fail on. Skipped and Exit of pytest are
             # BaseExceptions; a module may raise them, too.
             with contextlib.suppress(Exception, SystemExit, OutcomeException):
                 importlib.import_module(name)
         if package:
             _check(package, files, seeds, caught)
+    return early
 
 
 def _check(

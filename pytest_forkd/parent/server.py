@@ -3,8 +3,9 @@
 It listens on a unix socket that whoever started it bound and passed on. A connection is a
 controller, or the ``pytest-forkd`` command. Requests, each a frame with one key:
 
-* ``open``: ``{"keep": seconds}``; answered by a greeting once everything is preloaded, which says
-  whether a file that was loaded has changed since;
+* ``open``: ``{"keep": seconds, "skip": {package: reason}}``; answered by a greeting once everything
+  is preloaded, which says whether a file that was loaded has changed since, or a package was
+  imported early that must not be;
 * ``collect``: the request of a run, with the descriptors of the collector's connection and of
   standard error; answered by ``forked`` and, when the collector ends, ``exited``;
 * ``learn``: modules that the suite's collection has imported, to be imported once nobody waits;
@@ -221,7 +222,7 @@ class _Parent:
         if "collect" in message:
             self.fork_collector(connection, frame)
         elif "open" in message:
-            connection.send(self.open(connection, float(message["open"]["keep"])))
+            connection.send(self.open(connection, **message["open"]))
         elif "release" in message:
             self.release(connection)
             connection.send({"released": True})
@@ -234,13 +235,18 @@ class _Parent:
             self.withdraw()
             connection.send({"stopping": self.status()})
 
-    def open(self, connection: FrameSocket, keep: float) -> dict[str, Any]:
+    def open(self, connection: FrameSocket, keep: float, skip: dict[str, str]) -> dict[str, Any]:
         """Greet a controller, if it may use this parent."""
         first = self.uses == 0
         if self.keep and not first and self.ending is None:
             changed = self.stamps.changed()
             if changed is not None:
                 self.ending = f"{changed} has changed"
+        early = self.preloaded.early
+        if early and self.ending is None and not early.isdisjoint(skip.keys() - {"*"}):
+            self.ending = "it has imported what must not be imported early"
+        elif early and self.ending is None and "*" in skip:
+            self.ending = "it has imported modules early"
         if self.keep and (self.stamps.doubtful or self.preloaded.failures):
             self.withdraw()
             if first:
@@ -252,6 +258,7 @@ class _Parent:
             "age": None if first else time.monotonic() - self.keeping.started,
             "preload_failures": self.preloaded.failures,
             "scanned": self.preloaded.scanned,
+            "early": bool(self.preloaded.early),
             "skipped": self.plan.skip,
             "stale": self.ending,
         }
@@ -360,7 +367,7 @@ class _Parent:
         sys.path[:0] = self.plan.path
         garbage.thaw()
         try:
-            learn(names, self.plan)
+            self.preloaded.early |= learn(names, self.plan)
         except Unsafe as exc:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
         sys.path[:] = own_path

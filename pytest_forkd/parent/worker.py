@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.channel.events import encode_batch
 from pytest_forkd.garbage import end_when_nothing_is_found
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.parent import garbage
@@ -26,7 +27,7 @@ from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth
 from pytest_forkd.parent.seeds import SeedWatch
 
-__all__ = ["become_worker", "configure_worker", "finish_worker"]
+__all__ = ["become_worker", "configure_worker", "finish_worker", "tell_unconfigured"]
 
 
 def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: SeedWatch) -> None:
@@ -60,6 +61,12 @@ def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
     interactor.attach(birth.channel, birth.claims, birth.exhausted)
     config.pluginmanager.register(_SelfCollecting(birth.files), "forkd-worker")
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
+
+
+def tell_unconfigured(birth: Birth, reason: dict[str, Any]) -> None:
+    """Tell the controller why there is no session; all workers of a run have the same reason."""
+    with contextlib.suppress(OSError):  # without a controller there is nobody to tell
+        birth.channel.send(encode_batch([["unconfigured", reason["usage"], reason["text"]]]))
 
 
 class _SelfCollecting:

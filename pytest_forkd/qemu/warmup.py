@@ -149,6 +149,7 @@ def _key(base: Base, plan: Plan) -> str:
         arguments,
         _cpu() if base.accelerator.name == "kvm" else "",
         plan.preload,
+        None if plan.rewriting is None else asdict(plan.rewriting),
     ]
     return _hash(state)[:16]
 
@@ -223,7 +224,7 @@ def _given(plan: Plan) -> bytes:
         {
             "given": (stat.S_IFDIR | 0o755, b""),
             "given/start": (file, start.encode("utf-8", "surrogateescape")),
-            "given/plan.json": (file, json.dumps(asdict(plan)).encode("ascii")),
+            "given/plan.json": (file, json.dumps(plan.to_json()).encode("ascii")),
         }
     )
 

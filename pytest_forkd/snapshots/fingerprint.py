@@ -15,9 +15,11 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from pytest_forkd import __version__
+from pytest_forkd.snapshots.plan import Rewriting
 
 __all__ = ["VOLATILE", "fingerprint", "installed"]
 
@@ -48,7 +50,11 @@ _STATUS_FIELDS = ("Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "CapEff",
 
 
 def fingerprint(
-    project: str, preload: Iterable[str], path: Iterable[str], environ: Mapping[str, str]
+    project: str,
+    preload: Iterable[str],
+    path: Iterable[str],
+    environ: Mapping[str, str],
+    rewriting: Rewriting | None = None,
 ) -> str:
     """The fingerprint of a parent that this process would start, as 20 hexadecimal digits.
 
@@ -56,11 +62,13 @@ def fingerprint(
     :param preload: modules that the user has asked for.
     :param path: where modules are looked for first.
     :param environ: the environment.
+    :param rewriting: whose assertions are rewritten.
     """
     state: dict[str, Any] = {
         "version": __version__,
         "project": project,
         "preload": list(preload),
+        "rewriting": None if rewriting is None else asdict(rewriting),
         "path": [os.path.abspath(entry) for entry in path],
         "python": [sys.version, sys.executable, sys.prefix, sys.base_prefix, list(sys.flags)],
         "xoptions": sorted(f"{key}={value}" for key, value in sys._xoptions.items()),

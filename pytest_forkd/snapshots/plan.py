@@ -8,11 +8,46 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Plan", "own_packages"]
+__all__ = ["Plan", "Rewriting", "own_packages"]
 
 #: Where a project keeps its own packages, below its root directory.
 _SOURCE_FOLDERS = ("", "src", "lib", "python")
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """Whose assertions pytest rewrites while they are imported.
+
+    :ivar names: modules and packages, of distributions that hold plugins and those named otherwise.
+    :ivar python_files: the ini value, by which it knows test modules.
+    :ivar pass_hook: the ini value ``enable_assertion_pass_hook``, on which depends what it writes.
+    """
+
+    names: list[str] = field(default_factory=list)
+    python_files: list[str] = field(default_factory=list)
+    pass_hook: bool = False
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any] | None) -> Rewriting | None:
+        """What :func:`dataclasses.asdict` took apart, or ``None``."""
+        return None if stored is None else cls(**stored)
+
+    @classmethod
+    def of(cls, config: Any) -> Rewriting | None:
+        """What a configuration says so far.
+
+        :returns: ``None`` if nothing is rewritten, as with ``--assert=plain``.
+        """
+        names = getattr(config.pluginmanager.rewrite_hook, "_must_rewrite", None)
+        if names is None:
+            return None
+        return cls(
+            sorted(names),
+            [str(pattern) for pattern in config.getini("python_files")],
+            bool(config.getini("enable_assertion_pass_hook")),
+        )
 
 
 @dataclass
@@ -29,6 +64,7 @@ class Plan:
     :ivar exclude: top-level packages that are the project's own, wherever they are installed.
     :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` stands
         for all.
+    :ivar rewriting: what is to be rewritten while it is imported.
     """
 
     preload: list[str] = field(default_factory=list)
@@ -39,20 +75,33 @@ class Plan:
     scan: list[str] | None = None
     exclude: list[str] = field(default_factory=list)
     skip: dict[str, str] = field(default_factory=dict)
+    rewriting: Rewriting | None = None
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Plan:
+        """The plan that :meth:`to_json` took apart.
+
+        :raises TypeError: if it is none.
+        """
+        return cls(**{**stored, "rewriting": Rewriting.from_json(stored.get("rewriting"))})
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON-serializable fields."""
+        return asdict(self)
 
     def write(self, fd: int) -> None:
         """Write the plan to an open file.
 
         :raises OSError: if it does not take it.
         """
-        data = json.dumps(asdict(self)).encode("ascii")
+        data = json.dumps(self.to_json()).encode("ascii")
         while data:
             data = data[os.write(fd, data) :]
 
     @classmethod
     def read(cls, fd: int) -> Plan:
         """The plan in an open file, whose position is left alone."""
-        return cls(**json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
+        return cls.from_json(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
 
 
 def own_packages(root: Path, measured: Iterable[object] = ()) -> set[str]:

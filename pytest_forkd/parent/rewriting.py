@@ -1,0 +1,83 @@
+"""Imports ahead of pytest that are what pytest's would be: what it rewrites is rewritten.
+
+pytest rewrites the assertions of test modules and of distributions that hold plugins (documented at
+"Assertion Rewriting"), and warns of those that were imported without that. So early imports go
+through pytest's own import hook, told what the suite's pytest tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from _pytest.assertion import AssertionState
+from _pytest.assertion.rewrite import AssertionRewriter, AssertionRewritingHook, assertstate_key
+from pluggy._tracing import TagTracer
+
+from pytest_forkd.snapshots.plan import Rewriting
+
+__all__ = ["plainly_imported", "rewriting", "without_rewriting"]
+
+_NO_REWRITING = "PYTEST_DONT_REWRITE"
+
+
+class _HookConfig:
+    """What the import hook asks of a ``pytest.Config``."""
+
+    def __init__(self, plan: Rewriting) -> None:
+        self._ini = {
+            "python_files": plan.python_files,
+            "enable_assertion_pass_hook": plan.pass_hook,
+        }
+        self.trace = SimpleNamespace(root=TagTracer())
+        self.stash = pytest.Stash()
+        self.stash[assertstate_key] = AssertionState(self, "rewrite")  # type: ignore[arg-type]
+
+    def getini(self, name: str) -> Any:
+        return self._ini[name]
+
+    def issue_config_time_warning(self, warning: Warning, stacklevel: int) -> None:
+        """Nothing: the suite's pytest warns."""
+
+
+@contextlib.contextmanager
+def rewriting(plan: Rewriting | None) -> Iterator[None]:
+    """Import through pytest's hook until the end of the block.
+
+    :param plan: what to rewrite; ``None`` for nothing, as with ``--assert=plain``.
+    """
+    if plan is None:
+        yield
+        return
+    hook = AssertionRewritingHook(_HookConfig(plan))  # type: ignore[arg-type]
+    hook.mark_rewrite(*plan.names)
+    sys.meta_path.insert(0, hook)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.meta_path.remove(hook)
+
+
+def without_rewriting(name: str) -> None:
+    """Have pytest leave a module alone that is imported already, as one may ask in its docstring.
+
+    :param name: of a module that does without rewritten assertions.
+    """
+    module = sys.modules[name]
+    module.__doc__ = f"{module.__doc__ or ''}\n{_NO_REWRITING}"
+
+
+def plainly_imported(names: Iterable[str]) -> list[str]:
+    """Those of the modules to be rewritten that are loaded and were not; pytest warns of them."""
+    return [
+        name
+        for name in names
+        if (module := sys.modules.get(name)) is not None
+        and not isinstance(module.__loader__, AssertionRewritingHook)
+        and not AssertionRewriter.is_rewrite_disabled(module.__doc__ or "")
+    ]

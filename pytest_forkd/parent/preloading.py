@@ -21,6 +21,7 @@ from typing import Any
 from _pytest.config import default_plugins
 from _pytest.outcomes import OutcomeException
 
+from pytest_forkd.parent import processes
 from pytest_forkd.parent.preload import (
     installed_modules,
     last_module,
@@ -28,6 +29,7 @@ from pytest_forkd.parent.preload import (
     named_modules,
 )
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
+from pytest_forkd.parent.shared import child_processes
 from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
@@ -132,8 +134,7 @@ def learn(names: list[str], plan: Plan) -> None:
     """
     if "*" in plan.skip:
         return
-    files = OpenFiles()
-    seeds = random.getstate()
+    before = _Before(OpenFiles(), random.getstate(), processes.children())
     package = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -144,23 +145,30 @@ def learn(names: list[str], plan: Plan) -> None:
             if name in sys.modules or top in plan.skip or top in plan.exclude:
                 continue
             if package not in ("", top):
-                _check(package, files, seeds, caught)
+                _check(package, before, caught)
             package = top
             # One that fails is left for the suite to fail on. Skipped and Exit of pytest are
             # BaseExceptions; a module may raise them, too.
             with contextlib.suppress(Exception, SystemExit, OutcomeException):
                 importlib.import_module(name)
         if package:
-            _check(package, files, seeds, caught)
+            _check(package, before, caught)
 
 
-def _check(
-    package: str, files: OpenFiles, seeds: object, caught: list[warnings.WarningMessage] | Any
-) -> None:
+@dataclass
+class _Before:
+    """What was there before anything was imported."""
+
+    files: OpenFiles
+    seeds: object
+    children: list[int]
+
+
+def _check(package: str, before: _Before, caught: list[warnings.WarningMessage] | Any) -> None:
     if caught:
         raise Unsafe(package, f"warns when it is imported: {caught[0].message}")
-    findings = resource_findings(files, ())
+    findings = [*resource_findings(before.files, ()), *child_processes(before.children)]
     if findings:
         raise Unsafe(package, f"when it is imported, {findings[0].what}")
-    if random.getstate() != seeds:
+    if random.getstate() != before.seeds:
         raise Unsafe(package, "seeds or draws random numbers when it is imported")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_forkd.parent.adapters import adapted_fds
 from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.hooks import hook_findings
 from pytest_forkd.parent.hygiene import capture_fds
 from pytest_forkd.parent.preload import last_module, modules_since, third_party_modules
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
@@ -16,7 +17,6 @@ from pytest_forkd.parent.tripwires import (
     EnvironTripwire,
     TempfileTripwire,
     WorkerInput,
-    hook_findings,
 )
 
 __all__ = ["Watch"]

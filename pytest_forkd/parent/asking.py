@@ -2,7 +2,8 @@
 
 Conftests ask ``if os.environ.get("PYTEST_XDIST_WORKER"):`` to know whether they are in a
 worker; the answer is the same in all workers. What becomes of a value can be read from the
-instructions after the one that gets it: if it is tested, or compared with ``None``, and then gone, nobody has it.
+instructions after the one that gets it: if it is tested, or compared with ``None``, and then gone,
+nobody has it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ __all__ = ["asks_whether"]
 _NOTHING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "POP_BLOCK", "PRECALL"})
 #: Instructions between a function and its arguments that are neither.
 _NO_ARGUMENT = _NOTHING | {"KW_NAMES", "PUSH_NULL"}
-_ARGUMENTS = frozenset({"LOAD_CONST", "LOAD_FAST", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"})
+_ARGUMENTS = frozenset(
+    {
+        "LOAD_CONST",
+        "LOAD_DEREF",
+        "LOAD_FAST",
+        "LOAD_FAST_LOAD_FAST",  # 3.13
+        "LOAD_GLOBAL",
+        "LOAD_NAME",
+    }
+)
 _CALLS = {
     "CALL": 0,
     "CALL_FUNCTION": 0,  # 3.10
@@ -100,7 +110,12 @@ def _calls(instructions: Sequence[dis.Instruction], index: int, called: str) -> 
     if call.opname not in _CALLS or call.arg is None:
         return False
     count = call.arg + _CALLS[call.opname]
-    before = [each for each in instructions[:index] if each.opname not in _NO_ARGUMENT]
+    before = [
+        each
+        for each in instructions[:index]
+        if each.opname not in _NO_ARGUMENT
+        for _ in range(2 if each.opname == "LOAD_FAST_LOAD_FAST" else 1)  # 3.13
+    ]
     arguments = before[len(before) - count :]
     return (
         len(before) > count

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from pytest_forkd import PytestForkdWarning
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
 _UNSUITABLE = "forkd/unsuitable"
+#: Sets of plugins and arguments of which a finding is remembered, the last ones first.
+_MOST_UNSUITABLE = 8
 _SECONDS = "forkd/collection-seconds"
 MODULES_KEY = "forkd/modules"
 
@@ -68,6 +72,7 @@ class WarmMemory:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._cache: Any = getattr(config, "cache", None)
+        self._plugins = active_plugins(config)
 
     def recall(self, warm: str, worth_sharing: float = 0.0) -> Recalled:
         """What to try.
@@ -76,11 +81,11 @@ class WarmMemory:
         :param worth_sharing: a collection that took less than so many seconds is not shared.
         """
         modules = Modules.from_json(self._get(MODULES_KEY))
-        known = self._get(_UNSUITABLE)
         if warm != "auto":
             return Recalled(warm, modules)
-        if isinstance(known, dict) and self._holds(known):
-            return Recalled("imports", modules, finding=known["findings"][0])
+        for known in self._unsuitable():
+            if self._same_run(known) and self._holds(known):
+                return Recalled("imports", modules, finding=known["findings"][0])
         seconds = self._get(_SECONDS)
         if isinstance(seconds, float) and seconds < worth_sharing:
             return Recalled("imports", modules)
@@ -89,21 +94,21 @@ class WarmMemory:
     def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
         """Note why this suite's workers have to collect for themselves.
 
-        It holds until one of the project's files, of those that were loaded, or the ini file
-        changes.
+        It holds for the same arguments and plugins, until one of the project's files, of those that
+        were loaded, or the ini file changes.
 
         :param files: the project's files.
         """
         if self._config.inipath is not None:
             files = [*files, str(self._config.inipath)]
-        self._set(
-            _UNSUITABLE,
-            {
-                "args": [str(arg) for arg in self._config.args],
-                "findings": findings,
-                "files": {path: _stamp(path) for path in files},
-            },
-        )
+        known = {
+            "args": [str(arg) for arg in self._config.args],
+            "plugins": self._plugins,
+            "findings": findings,
+            "files": {path: _stamp(path) for path in files},
+        }
+        others = [each for each in self._unsuitable() if not self._same_run(each)]
+        self._set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
 
     def remember_seconds(self, seconds: float) -> None:
         """Note what a collection took."""
@@ -115,9 +120,17 @@ class WarmMemory:
         if stored != self._get(MODULES_KEY):
             self._set(MODULES_KEY, stored)
 
+    def _unsuitable(self) -> list[dict[str, Any]]:
+        known = self._get(_UNSUITABLE)
+        return [each for each in known if isinstance(each, dict)] if isinstance(known, list) else []
+
+    def _same_run(self, known: dict[str, Any]) -> bool:
+        args = [str(arg) for arg in self._config.args]
+        return known.get("args") == args and known.get("plugins") == self._plugins
+
     def _holds(self, known: dict[str, Any]) -> bool:
         files = known.get("files")
-        if not isinstance(files, dict) or known.get("args") != [str(a) for a in self._config.args]:
+        if not isinstance(files, dict):
             return False
         findings = known.get("findings")
         if not isinstance(findings, list) or not findings or not _is_finding(findings[0]):
@@ -130,6 +143,26 @@ class WarmMemory:
     def _set(self, key: str, value: object) -> None:
         if self._cache is not None:
             self._cache.set(key, value)
+
+
+def active_plugins(config: pytest.Config) -> list[str]:
+    """The plugins that are loaded, with what changes when their version does, and Python's.
+
+    Conftests and built-in plugins are left out: they belong to the project's files and to pytest.
+    """
+    manager = config.pluginmanager
+    found = {sys.version.split()[0], f"pytest {pytest.__version__}"}
+    for _plugin, distribution in manager.list_plugin_distinfo():
+        # The directory's name holds the version, and costs less than reading the metadata.
+        folder = getattr(distribution._dist, "_path", None)
+        found.add(os.path.basename(folder) if folder else f"{distribution.project_name}")
+    for _name, plugin in manager.list_name_plugin():
+        path = getattr(plugin, "__file__", None)
+        if not isinstance(plugin, ModuleType) or not path or plugin.__name__.startswith("_pytest."):
+            continue
+        if os.path.basename(path) != "conftest.py":
+            found.add(f"{plugin.__name__} {_stamp(path)}")
+    return sorted(found)
 
 
 def _is_finding(value: object) -> bool:

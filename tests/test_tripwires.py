@@ -594,28 +594,32 @@ def ran_in(pytester: pytest.Pytester) -> list[str]:
 def test_session_hook_of_a_conftest_runs_once_in_each_worker(
     pytester: pytest.Pytester, run: Runner, hook: str
 ) -> None:
+    """One that ends a session does so in workers that share their collection, too."""
     source = NOTING.format(hook=hook, name=hook)
     pytester.makeconftest(source)
     pytester.makepyfile(PROBE)
     result = run("--dist=each")
     result.assert_outcomes(passed=8)
-    line = line_of(source, "@pytest")
-    assert causes(result) == [
-        f"{hook} is implemented and expects to run in each worker (conftest.py:{line})"
-    ]
-    assert {"gw0", "gw1"} <= set(ran_in(pytester))
-    assert level(pytester) == "imports"
+    said = f"{hook} is implemented and expects to run in each worker"
+    if hook == "pytest_sessionstart":
+        assert causes(result) == [f"{said} (conftest.py:{line_of(source, '@pytest')})"]
+        assert {"gw0", "gw1"} <= set(ran_in(pytester))
+        assert level(pytester) == "imports"
+    else:
+        assert causes(result) == []
+        assert ran_in(pytester) == ["gw0", "gw1"]
+        assert level(pytester) == "collection"
 
 
 HOOK_PLACES = {
-    "plugin of the project": ("myplugin.py", NOTING.format(hook=HOOKS[1], name=HOOKS[1])),
-    "function of another name": ("conftest.py", NOTING.format(hook=HOOKS[1], name="pytest_note")),
-    "conftest of a folder": ("sub/conftest.py", NOTING.format(hook=HOOKS[1], name=HOOKS[1])),
+    "plugin of the project": ("myplugin.py", NOTING.format(hook=HOOKS[0], name=HOOKS[0])),
+    "function of another name": ("conftest.py", NOTING.format(hook=HOOKS[0], name="pytest_note")),
+    "conftest of a folder": ("sub/conftest.py", NOTING.format(hook=HOOKS[0], name=HOOKS[0])),
     "registered object": (
         "conftest.py",
         """
     class Plugin:
-        def pytest_sessionfinish(self):
+        def pytest_sessionstart(self):
             pass
     def pytest_configure(config):
         config.pluginmanager.register(Plugin())
@@ -626,7 +630,7 @@ HOOK_PLACES = {
         """
     import pytest
     @pytest.hookimpl(wrapper=True)
-    def pytest_sessionfinish():
+    def pytest_sessionstart():
         return (yield)
         """,
     ),
@@ -645,7 +649,7 @@ def test_session_hook_is_noticed_wherever_the_project_keeps_it(
     result.assert_outcomes(passed=4)
     [cause] = causes(result)
     assert re.fullmatch(
-        rf"pytest_sessionfinish is implemented and expects to run in each worker \({path}:\d+\)",
+        rf"pytest_sessionstart is implemented and expects to run in each worker \({path}:\d+\)",
         cause,
     )
     assert level(pytester) == "imports"
@@ -670,7 +674,7 @@ def test_one_line_is_enough_for_many_findings(pytester: pytest.Pytester, run: Ru
         import os, socket
         worker = os.environ.get("PYTEST_XDIST_WORKER")
         server = socket.create_server(("127.0.0.1", 0))
-        def pytest_sessionfinish(): pass
+        def pytest_sessionstart(): pass
         def pytest_unconfigure(): pass
         """
     )
@@ -685,10 +689,11 @@ def test_one_line_is_enough_for_many_findings(pytester: pytest.Pytester, run: Ru
 CHANGES = {
     "worker's name": (
         "conftest.py",
-        "def pytest_configure(config): getattr(config, 'workerinput', {}).get('workerid')\n",
+        "def pytest_configure(config):\n"
+        "    config.x = getattr(config, 'workerinput', {}).get('workerid')\n",
         "def pytest_configure(config): getattr(config, 'workerinput', {}).get('testrunuid')\n",
     ),
-    "hook": ("conftest.py", "def pytest_sessionfinish(): pass\n", "\n"),
+    "hook": ("conftest.py", "def pytest_sessionstart(): pass\n", "\n"),
     "socket": (
         "test_other.py",
         "import socket\nSERVER = socket.create_server(('127.0.0.1', 0))\n",
@@ -731,11 +736,11 @@ def test_a_finding_is_remembered_until_its_cause_changes(
 def test_forcing_level_collection_forgets_and_remembers_nothing(
     pytester: pytest.Pytester, run: Runner
 ) -> None:
-    pytester.makeconftest("def pytest_sessionfinish(): pass")
+    pytester.makeconftest("def pytest_sessionstart(): pass")
     pytester.makepyfile(PROBE)
     result = run("--forkd-warm=collection")
     assert warned(result) == [
-        "pytest_sessionfinish is implemented and expects to run in each worker (conftest.py:1)"
+        "pytest_sessionstart is implemented and expects to run in each worker (conftest.py:1)"
     ]
     assert level(pytester) == "collection"
     assert len(causes(run())) == 1
@@ -750,7 +755,7 @@ def test_a_warning_about_a_forced_level_obeys_warning_filters(
     pytester: pytest.Pytester, run: Runner
 ) -> None:
     """``-W ignore`` by its category silences it."""
-    pytester.makeconftest("def pytest_sessionfinish(): pass")
+    pytester.makeconftest("def pytest_sessionstart(): pass")
     pytester.makepyfile(PROBE)
     result = run("--forkd-warm=collection", "-W", "ignore::pytest_forkd.PytestForkdWarning")
     result.assert_outcomes(passed=4, warnings=0)

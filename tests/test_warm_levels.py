@@ -459,7 +459,7 @@ def test_a_warm_level_that_there_is_not_is_a_usage_error(
 def test_cache_clear_forgets_what_was_learnt_of_a_suite(
     pytester: pytest.Pytester, run: Runner
 ) -> None:
-    pytester.makeconftest("def pytest_sessionfinish(): pass")
+    pytester.makeconftest("def pytest_sessionstart(): pass")
     pytester.makepyfile(PROBE)
     run().stdout.fnmatch_lines([FELL_BACK])
     run().stdout.no_fnmatch_line(FELL_BACK)
@@ -469,7 +469,7 @@ def test_cache_clear_forgets_what_was_learnt_of_a_suite(
 
 
 def test_without_a_cache_every_run_finds_out_anew(pytester: pytest.Pytester, run: Runner) -> None:
-    pytester.makeconftest("def pytest_sessionfinish(): pass")
+    pytester.makeconftest("def pytest_sessionstart(): pass")
     pytester.makepyfile(PROBE)
     for _ in range(2):
         result = run("-p", "no:cacheprovider")
@@ -479,7 +479,7 @@ def test_without_a_cache_every_run_finds_out_anew(pytester: pytest.Pytester, run
 
 
 def test_nonsense_in_the_cache_is_ignored(pytester: pytest.Pytester, run: Runner) -> None:
-    pytester.makeconftest("def pytest_sessionfinish(): pass")
+    pytester.makeconftest("def pytest_sessionstart(): pass")
     pytester.makepyfile(PROBE)
     run().assert_outcomes(passed=6)
     folder = pytester.path / ".pytest_cache" / "v" / "forkd"

@@ -28,6 +28,7 @@ def adapt_worker(config: pytest.Config, workerinput: dict[str, Any]) -> None:
     """Tell known plugins which worker they are in now."""
     _adapt_rerunfailures(config, workerinput)
     _adapt_cov(config, workerinput)
+    _adapt_benchmark(config, workerinput)
 
 
 def _rerunfailures_client(config: pytest.Config) -> Any:
@@ -53,3 +54,11 @@ def _adapt_cov(config: pytest.Config, workerinput: dict[str, Any]) -> None:
     controller = getattr(plugin, "cov_controller", None)
     if controller is not None:
         controller.nodeid = workerinput["workerid"]
+
+
+def _adapt_benchmark(config: pytest.Config, workerinput: dict[str, Any]) -> None:
+    """pytest-benchmark: ``gw0``, as which tests are collected, is to warn at its end."""
+    session: Any = getattr(config, "_benchmarksession", None)
+    if getattr(session, "xdist_worker", None) not in (None, workerinput["workerid"]):
+        session.xdist_worker = workerinput["workerid"]
+        session.xdist_benchmark_found = False

@@ -21,6 +21,7 @@ from typing import Any
 from _pytest.config import default_plugins
 from _pytest.outcomes import OutcomeException
 
+from pytest_forkd.parent import processes
 from pytest_forkd.parent.preload import (
     installed_modules,
     last_module,
@@ -29,6 +30,7 @@ from pytest_forkd.parent.preload import (
 )
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.rewriting import rewriting, without_rewriting
+from pytest_forkd.parent.shared import child_processes
 from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
@@ -139,8 +141,7 @@ def learn(names: list[str], plan: Plan) -> set[str]:
     early: set[str] = set()
     if "*" in plan.skip:
         return early
-    files = OpenFiles()
-    seeds = random.getstate()
+    before = _Before(OpenFiles(), random.getstate(), processes.children())
     package = ""
     with warnings.catch_warnings(record=True) as caught, rewriting(plan.rewriting):
         warnings.simplefilter("always")
@@ -151,7 +152,7 @@ def learn(names: list[str], plan: Plan) -> set[str]:
             if name in sys.modules or top in plan.skip or top in plan.exclude:
                 continue
             if package not in ("", top):
-                _check(package, files, seeds, caught)
+                _check(package, before, caught)
             package = top
             early.add(top)
             # One that fails is left for the suite to fail on. Skipped and Exit of pytest are
@@ -159,17 +160,24 @@ def learn(names: list[str], plan: Plan) -> set[str]:
             with contextlib.suppress(Exception, SystemExit, OutcomeException):
                 importlib.import_module(name)
         if package:
-            _check(package, files, seeds, caught)
+            _check(package, before, caught)
     return early
 
 
-def _check(
-    package: str, files: OpenFiles, seeds: object, caught: list[warnings.WarningMessage] | Any
-) -> None:
+@dataclass
+class _Before:
+    """What was there before anything was imported."""
+
+    files: OpenFiles
+    seeds: object
+    children: list[int]
+
+
+def _check(package: str, before: _Before, caught: list[warnings.WarningMessage] | Any) -> None:
     if caught:
         raise Unsafe(package, f"warns when it is imported: {caught[0].message}")
-    findings = resource_findings(files, ())
+    findings = [*resource_findings(before.files, ()), *child_processes(before.children)]
     if findings:
         raise Unsafe(package, f"when it is imported, {findings[0].what}")
-    if random.getstate() != seeds:
+    if random.getstate() != before.seeds:
         raise Unsafe(package, "seeds or draws random numbers when it is imported")

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Container, Iterable
 from typing import Any
 
+from pytest_forkd.parent.inherited import handed_down
+
 __all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -49,18 +51,31 @@ def become_subreaper() -> None:
 
 
 def fork() -> int:
-    """``os.fork()`` without the warning about native threads.
+    """``os.fork()`` whose child is to go on as if it had done everything itself.
 
-    Python 3.12 and later warn when the process has threads. The tripwires look for those that do
-    not survive; the pools of BLAS libraries do.
+    Without the warning of Python 3.12 and later about native threads. The tripwires look for those
+    that do not survive; the pools of BLAS libraries do.
     """
-    with warnings.catch_warnings():
+    with handed_down(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
+def _may_have_children() -> bool:
+    """Whether this process has children; asking the kernel is quicker than a look at /proc."""
+    if not hasattr(os, "waitid"):  # macOS, before Python 3.13
+        return True
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def children() -> list[int]:
     """The pids of this process's children, zombies included; empty where there is no /proc."""
+    if not _may_have_children():
+        return []
     me = os.getpid()
     found = []
     try:

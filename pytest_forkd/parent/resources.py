@@ -20,6 +20,10 @@ __all__ = ["OpenFiles", "resource_findings"]
 _HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
 _LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
 
+#: Seconds for a thread to end that has nothing more to do: asyncio's, which wait for a child
+#: process, are there for a moment after the result is.
+_ENDING_THREAD_LIMIT = 0.02
+
 
 class OpenFiles:
     """The files that were open at one moment, to tell later which are new.
@@ -70,6 +74,9 @@ def resource_findings(files: OpenFiles, known_fds: Iterable[int]) -> list[Findin
 
 
 def _threads() -> list[Finding]:
+    deadline = time.monotonic() + _ENDING_THREAD_LIMIT
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
     findings = []
     for thread in threading.enumerate():
         if thread is threading.main_thread():

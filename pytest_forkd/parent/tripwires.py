@@ -15,9 +15,10 @@ from collections.abc import Callable, ItemsView, Iterable, Iterator, ValuesView
 from types import FrameType
 from typing import Any
 
-from pytest_forkd.parent.findings import Finding, caller_outside, is_installed, place_of
+from pytest_forkd.parent.asking import asks_whether
+from pytest_forkd.parent.findings import Finding, caller_outside, is_installed
 
-__all__ = ["SAFE_READERS", "EnvironTripwire", "TempfileTripwire", "WorkerInput", "hook_findings"]
+__all__ = ["SAFE_READERS", "EnvironTripwire", "TempfileTripwire", "WorkerInput"]
 
 #: Top-level packages that read a worker's identity before tests run and are known to cope: each
 #: either only asks "am I a worker?", or is told its identity again (see ``adapters``).
@@ -25,6 +26,7 @@ SAFE_READERS = frozenset(
     {
         "_pytest",
         "pytest",
+        "pytest_benchmark",
         "pytest_cov",
         "pytest_forkd",
         "pytest_randomly",
@@ -83,14 +85,20 @@ class WorkerInput(dict[str, Any]):
         self.update(values)
 
     def _check(self, key: object) -> None:
-        if key in self._identity:
-            self.trips.trip(
-                f'config.workerinput["{key}"] is read before the workers exist', sys._getframe(2)
-            )
+        if key not in self._identity:
+            return
+        # Every worker has a name; of other keys nobody knows how a test of them turns out.
+        accessor = sys._getframe(1)
+        if key == "workerid" and accessor.f_code in _READS and asks_whether(accessor):
+            return
+        self._trip(key, accessor.f_back)
 
     def _check_all(self) -> None:
         for key in sorted(self._identity):
-            self._check(key)
+            self._trip(key, sys._getframe(2))
+
+    def _trip(self, key: object, frame: FrameType | None) -> None:
+        self.trips.trip(f'config.workerinput["{key}"] is read before the workers exist', frame)
 
     def __getitem__(self, key: str) -> Any:
         self._check(key)
@@ -140,6 +148,10 @@ class WorkerInput(dict[str, Any]):
         return dict, (dict(super().items()),)
 
 
+#: Code that reads a value and changes nothing.
+_READS = frozenset({WorkerInput.__getitem__.__code__, WorkerInput.get.__code__})
+
+
 class EnvironTripwire:
     """Notices who reads ``PYTEST_XDIST_WORKER`` from ``os.environ`` while it is armed.
 
@@ -162,7 +174,11 @@ class EnvironTripwire:
             def __getitem__(self, key: Any) -> Any:
                 if key == _WORKER_VARIABLE:
                     frame = sys._getframe(1)
-                    if frame.f_code not in _WALKS and copying[0] != (id(frame), frame.f_lasti):
+                    if (
+                        frame.f_code not in _WALKS
+                        and copying[0] != (id(frame), frame.f_lasti)
+                        and not asks_whether(sys._getframe())
+                    ):
                         trips.trip(f"{key} is read before the workers exist", frame)
                 return super().__getitem__(key)
 
@@ -232,30 +248,3 @@ class TempfileTripwire:
 
 #: Code that reads every value of a mapping in turn.
 _WALKS = frozenset({ItemsView.__iter__.__code__, ValuesView.__iter__.__code__})
-
-#: Hooks that a project pairs with each other and expects once a worker, in that worker.
-_SESSION_HOOKS = ("pytest_sessionstart", "pytest_sessionfinish", "pytest_unconfigure")
-
-
-def hook_findings(pluginmanager: Any) -> list[Finding]:
-    """Project-local implementations of session hooks.
-
-    :param pluginmanager: pytest's plugin manager.
-    """
-    findings = []
-    for name in _SESSION_HOOKS:
-        for implementation in getattr(pluginmanager.hook, name).get_hookimpls():
-            function = implementation.function
-            code = getattr(getattr(function, "__func__", function), "__code__", None)
-            if code is None or _is_ours(implementation.plugin):
-                continue
-            path, lineno = place_of(code)
-            if not is_installed(path):
-                what = f"{name} is implemented and expects to run in each worker"
-                findings.append(Finding(what, path, lineno))
-    return findings
-
-
-def _is_ours(plugin: object) -> bool:
-    module = getattr(plugin, "__name__", None) or type(plugin).__module__
-    return str(module).partition(".")[0] in ("pytest_forkd", "xdist", "_pytest")

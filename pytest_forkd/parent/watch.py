@@ -7,15 +7,16 @@ from typing import Any
 
 from pytest_forkd.parent.adapters import adapted_fds
 from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.hooks import hook_findings
 from pytest_forkd.parent.hygiene import capture_fds
 from pytest_forkd.parent.preload import last_module, modules_since, third_party_modules
 from pytest_forkd.parent.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.seeds import SeedWatch
+from pytest_forkd.parent.shared import shared_findings
 from pytest_forkd.parent.tripwires import (
     EnvironTripwire,
     TempfileTripwire,
     WorkerInput,
-    hook_findings,
 )
 
 __all__ = ["Watch"]
@@ -59,7 +60,11 @@ class Watch:
         :param known_fds: descriptors of ours.
         """
         known = [*known_fds, *capture_fds(config), *adapted_fds(config)]
-        findings = [*resource_findings(self._files, known), *self._tempfiles.trips]
+        findings = [
+            *resource_findings(self._files, known),
+            *shared_findings(),
+            *self._tempfiles.trips,
+        ]
         factory = getattr(config, "_tmp_path_factory", None)
         if getattr(factory, "_basetemp", None) is not None:
             findings.append(Finding("a temporary directory was made during collection"))

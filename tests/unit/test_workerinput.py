@@ -60,7 +60,7 @@ def test_only_reads_of_identity_keys_are_noticed(
     watched = WorkerInput(values, identity)
     assert "workerid" in watched or len(watched) == len(list(watched.keys()))
     for key in read:
-        watched.get(key)
+        str(watched.get(key))
     line = sys._getframe().f_lineno - 1
     assert set(watched.trips) == {
         Finding(f'config.workerinput["{key}"] is read before the workers exist', __file__, line)

@@ -15,6 +15,8 @@ import platform
 import random
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +77,12 @@ class Unsafe(Exception):
         self.package = package
 
 
-def preload(plan: Plan) -> Preloaded:
+def preload(
+    plan: Plan, recorded: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+) -> Preloaded:
     """Import pytest with its usual company, then what the plan says.
 
+    :param recorded: makes what is entered while modules of the plan are imported.
     :raises Unsafe: if a module that nobody asked for turns out to be none to import early.
     """
     import xdist
@@ -96,7 +101,7 @@ def preload(plan: Plan) -> Preloaded:
     sys.path[:0] = plan.path
     os.chdir(plan.cwd)
     failures = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), recorded():
         # A suite's own filters decide what its imports may warn about; they are not known yet.
         warnings.simplefilter("ignore")
         for name in plan.preload:
@@ -106,10 +111,13 @@ def preload(plan: Plan) -> Preloaded:
                 failures[name] = f"{type(exc).__name__}: {exc}"
     scanned: list[str] = []
     if not failures:
-        learn(plan.learnt, plan)
+        with recorded():
+            learn(plan.learnt, plan)
         if plan.scan is not None:
             last = last_module()
-            learn(named_modules(plan.scan, [], plan.exclude), plan)
+            names = named_modules(plan.scan, [], plan.exclude)
+            with recorded():
+                learn(names, plan)
             scanned = installed_modules(modules_since(last))
     os.chdir("/")
     sys.path[:] = own_path

@@ -15,6 +15,8 @@ import platform
 import random
 import sys
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +82,12 @@ class Unsafe(Exception):
         self.package = package
 
 
-def preload(plan: Plan) -> Preloaded:
+def preload(
+    plan: Plan, recorded: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+) -> Preloaded:
     """Import pytest with its usual company, then what the plan says.
 
+    :param recorded: makes what is entered while modules of the plan are imported.
     :raises Unsafe: if a module that nobody asked for turns out to be none to import early.
     """
     for name in (*(f"_pytest.{name}" for name in default_plugins), *_COMPANY):
@@ -101,7 +106,7 @@ def preload(plan: Plan) -> Preloaded:
     sys.path[:0] = plan.path
     os.chdir(plan.cwd)
     failures = {}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), recorded():
         # A suite's own filters decide what its imports may warn about; they are not known yet.
         warnings.simplefilter("ignore")
         with rewriting(plan.rewriting):
@@ -113,10 +118,13 @@ def preload(plan: Plan) -> Preloaded:
     scanned: list[str] = []
     early: set[str] = set()
     if not failures:
-        early |= learn(plan.learnt, plan)
+        with recorded():
+            early |= learn(plan.learnt, plan)
         if plan.scan is not None:
             last = last_module()
-            early |= learn(named_modules(plan.scan, [], plan.exclude), plan)
+            names = named_modules(plan.scan, [], plan.exclude)
+            with recorded():
+                early |= learn(names, plan)
             scanned = installed_modules(modules_since(last))
     os.chdir("/")
     sys.path[:] = own_path

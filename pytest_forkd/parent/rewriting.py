@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.machinery import BuiltinImporter
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,9 @@ def rewriting(plan: Rewriting | None) -> Iterator[None]:
         return
     hook = AssertionRewritingHook(_HookConfig(plan))  # type: ignore[arg-type]
     hook.mark_rewrite(*plan.names)
-    sys.meta_path.insert(0, hook)
+    # Behind finders that only look on, as that of parent.searches.
+    builtin = sys.meta_path.index(BuiltinImporter) if BuiltinImporter in sys.meta_path else 0
+    sys.meta_path.insert(builtin, hook)
     try:
         yield
     finally:

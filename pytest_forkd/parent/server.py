@@ -44,7 +44,7 @@ from pytest_forkd.parent.preloading import (
     learn,
     preload,
 )
-from pytest_forkd.parent.stamps import Stamps
+from pytest_forkd.parent.stamps import Stamps, process_start
 from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["main", "start_anew"]
@@ -66,7 +66,6 @@ def main(argv: list[str]) -> int:
         from pytest_forkd.guest.machine import main as serve_guest
 
         return serve_guest(argv)
-    started = time.time_ns()
     parser = argparse.ArgumentParser(prog="python -m pytest_forkd.parent")
     parser.add_argument("--listen-fd", type=int, required=True, help="a listening unix socket")
     parser.add_argument("--plan-fd", type=int, required=True, help="what to import, as JSON")
@@ -84,8 +83,9 @@ def main(argv: list[str]) -> int:
     garbage.pause()
     plan = Plan.read(options.plan_fd)
     plan.skip.update(json.loads(options.skip))
+    stamps = Stamps(process_start())
     try:
-        preloaded = preload(plan)
+        preloaded = preload(plan, stamps.recorded if options.keep else contextlib.nullcontext)
     except Unsafe as exc:
         start_anew(argv, plan, exc)
     os.close(options.plan_fd)
@@ -94,7 +94,6 @@ def main(argv: list[str]) -> int:
         # From here on the end of its connection is noticed at once, and there is time to end what
         # descends from this process, wherever it has gone.
         processes.die_with(None)
-    stamps = Stamps(started)
     if options.keep:
         stamps.take()
     keeping = Keeping(options.directory, options.keep)
@@ -367,7 +366,8 @@ class _Parent:
         sys.path[:0] = self.plan.path
         garbage.thaw()
         try:
-            self.preloaded.early |= learn(names, self.plan)
+            with self.stamps.recorded():
+                self.preloaded.early |= learn(names, self.plan)
         except Unsafe as exc:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
         sys.path[:] = own_path

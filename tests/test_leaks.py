@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import pytest_forkd
-from pytest_forkd.backends import process
+from pytest_forkd.backends import parents
 from pytest_forkd.backends.base import Backend
-from pytest_forkd.backends.process import runtime_directory
+from pytest_forkd.backends.parents import runtime_directory
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.settings import Settings, make_backend
 from pytest_forkd.snapshots.plan import Plan
@@ -396,7 +396,7 @@ def test_a_started_backend_has_no_name_in_the_file_system(
         made.append((directory, directory.stat().st_mode & 0o777))
         return directory
 
-    monkeypatch.setattr(process, "runtime_directory", recording)
+    monkeypatch.setattr(parents, "runtime_directory", recording)
     backend = process_backend()
     try:
         backend.start()

@@ -1,4 +1,4 @@
-"""Kept parents that are stopped, killed, forged or too many: what is ended, and what is left alone."""
+"""Kept parents that are stopped, killed, forged or too many: what is ended, what is left alone."""
 
 from __future__ import annotations
 
@@ -256,8 +256,9 @@ def test_the_parent_of_a_suite_that_is_gone_ends(
 def test_a_run_inside_a_test_keeps_none(
     suite: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTEST_CURRENT_TEST", "test_it.py::test_one (call)")
-    run().assert_outcomes(passed=2)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTEST_CURRENT_TEST", "test_it.py::test_one (call)")
+        run().assert_outcomes(passed=2)
     assert statuses() == []
 
 

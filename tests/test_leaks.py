@@ -454,7 +454,8 @@ def test_the_parent_talks_to_its_own_user_only(uid: int | None) -> None:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(address)
                 connection = FrameSocket(sock)
-                connection.send({"open": {"keep": 0}})
+                connection.send({"open": {"keep": 0, "most": 4}})
+                assert connection.receive(30).message == {"alive": True}
                 assert "hello" in connection.receive(30).message
     finally:
         parent.kill()
@@ -474,7 +475,7 @@ def _answer_to(uid: int | None, address: str) -> bytes:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(30)
                 sock.connect(address)
-                payload = b'{"open": {"keep": 0}}'
+                payload = b'{"open": {"keep": 0, "most": 4}}'
                 sock.sendall(struct.pack("!II", len(payload), 0) + payload)
                 with contextlib.suppress(ConnectionError):
                     os.write(writing, sock.recv(4096))

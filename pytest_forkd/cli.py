@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from pytest_forkd.channel.frames import FrameError, FrameSocket
+from pytest_forkd.channel.frames import FrameError
 from pytest_forkd.forkd.commands import add_commands
 from pytest_forkd.forkd.errors import ForkdError
-from pytest_forkd.snapshots.store import Store, StoreError
+from pytest_forkd.processtree import Process, end_tree
+from pytest_forkd.snapshots.answers import NotAnswering, receive
+from pytest_forkd.snapshots.store import Entry, Store, StoreError
 from pytest_forkd.tables import duration, print_table
 
 __all__ = ["main"]
@@ -54,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except ForkdError as exc:
+    except (ForkdError, StoreError) as exc:
         print(f"pytest-forkd: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,12 +76,16 @@ def main(argv: list[str] | None = None) -> int:
 def _status(options: argparse.Namespace) -> int:
     failures = 0
     rows = []
-    for connection in _parents():
-        answer = _ask(connection, "status")
-        if answer is None:
-            failures += 1
-        else:
-            rows.append(_row(answer["status"]))
+    for entry in _parents():
+        with contextlib.closing(_Asked(entry)) as parent:
+            if parent.connection is None and parent.why is None:
+                continue
+            status = parent.ask("status")
+            if status is None:
+                print(f"{parent.describe()} {parent.why}", file=sys.stderr)
+                failures += 1
+            else:
+                rows.append(_row(status))
     if not rows and not failures:
         print("no parent is kept")
     elif rows:
@@ -102,54 +108,110 @@ def _row(status: dict[str, Any]) -> list[str]:
 
 def _stop(options: argparse.Namespace) -> int:
     failures = stopped = 0
-    for connection in _parents():
-        with contextlib.closing(connection):
-            if not options.all:
-                answer = _ask(connection, "status")
-                if answer is None or not _is_here(answer["status"]["project"]):
-                    failures += answer is None
-                    continue
-            answer = _ask(connection, "stop")
-            if answer is None:
-                failures += 1
+    for entry in _parents():
+        with contextlib.closing(_Asked(entry)) as parent:
+            if parent.connection is None and parent.why is None:
                 continue
-            stopped += 1
-            status = answer["stopping"]
-        if status["runs"]:
-            noun = "run" if status["runs"] == 1 else "runs"
-            print(f"parent {status['pid']} ends with the {status['runs']} {noun} that use it")
-        elif _wait_for_end(status["pid"]):
-            print(f"parent {status['pid']} has ended")
-        else:
-            print(f"parent {status['pid']} does not end", file=sys.stderr)
-            failures += 1
+            status = parent.ask("status") if not options.all else None
+            project = status["project"] if status is not None else entry.project
+            if not options.all and not (project and _is_here(project)):
+                continue
+            ended = _stop_one(parent)
+            stopped += ended
+            failures += not ended
     if not stopped and not failures:
         print("no parent is kept" if options.all else "no parent is kept for suites here")
     return int(failures > 0)
 
 
-def _parents() -> Iterator[FrameSocket]:
-    try:
-        yield from Store.find().connections()
-    except StoreError as exc:
-        print(f"pytest-forkd: {exc}", file=sys.stderr)
+def _stop_one(parent: _Asked) -> bool:
+    """End a parent: with its runs if it answers, else at once; returns whether that was done."""
+    process = parent.process
+    status = parent.ask("stop") if parent.why is None else None
+    if status is not None:
+        if status["runs"]:
+            noun = "run" if status["runs"] == 1 else "runs"
+            print(f"parent {status['pid']} ends with the {status['runs']} {noun} that use it")
+            return True
+        parent.close_connection()
+        if process is None or _wait_for_end(process):
+            print(f"parent {status['pid']} has ended")
+            return True
+    if process is None:
+        print(f"{parent.describe()} {parent.why} and cannot be told for sure", file=sys.stderr)
+        return False
+    if not end_tree(process):
+        print(f"parent {process.pid} does not end", file=sys.stderr)
+        return False
+    parent.entry.remove()
+    why = parent.why or f"did not end within {_END_TIMEOUT:g} seconds"
+    print(f"parent {process.pid} {why}; it was killed, with what it had started")
+    return True
 
 
-def _ask(connection: FrameSocket, what: str) -> dict[str, Any] | None:
-    """A parent's answer; ``None`` if it has none, which is said."""
-    try:
-        connection.send({what: {}})
-        return connection.receive(_ANSWER_TIMEOUT).message
-    except TimeoutError:
-        print(
-            f"a parent has not answered within {_ANSWER_TIMEOUT:g} seconds; it may be importing",
-            file=sys.stderr,
-        )
-    except EOFError:
-        print("a parent was just ending", file=sys.stderr)
-    except (OSError, FrameError) as exc:
-        print(f"a parent cannot be asked: {exc}", file=sys.stderr)
-    return None
+def _parents() -> list[Entry]:
+    """The entries of all kept parents.
+
+    :raises StoreError: if the directory is not this user's alone.
+    """
+    with Store.find() as store:
+        return store.entries()
+
+
+class _Asked:
+    """A kept parent that is asked something.
+
+    :ivar connection: ``None`` if it has ended, or takes no more.
+    :ivar process: the parent, if it is known.
+    :ivar why: what is wrong with it, if it does not answer.
+    """
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.process = entry.process
+        self.connection = entry.connect()
+        self.why: str | None = None
+        if self.connection is None and self.process is not None and entry.exists():
+            self.why = "does not answer: others have been waiting for it"
+
+    def ask(self, what: str) -> dict[str, Any] | None:
+        """Its answer; ``None`` if it has none, see :attr:`why`."""
+        if self.connection is None:
+            return None
+        state = self.entry.state  # once more at each look it may have removed its directory
+        try:
+            self.connection.send({what: {}})
+            answer = receive(
+                self.connection,
+                self.process,
+                lambda: self.entry.state if self.entry.exists() else state,
+                _ANSWER_TIMEOUT,
+            )
+            return dict(next(iter(answer.values())))
+        except NotAnswering as exc:
+            self.why = f"does not answer: {exc}"
+        except TimeoutError:
+            self.why = f"has been importing for {_ANSWER_TIMEOUT:g} seconds or more"
+        except EOFError:
+            self.why = "was just ending"
+        except (OSError, FrameError) as exc:
+            self.why = f"cannot be asked: {exc}"
+        return None
+
+    def describe(self) -> str:
+        """Its number, if that is known."""
+        return f"parent {self.process.pid}" if self.process is not None else "a parent"
+
+    def close_connection(self) -> None:
+        """Be none of those that it waits for."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.close_connection()
+        self.entry.close()
 
 
 def _is_here(project: str) -> bool:
@@ -158,27 +220,13 @@ def _is_here(project: str) -> bool:
     return os.path.commonpath([root, here]) in (root, here)
 
 
-def _wait_for_end(pid: int) -> bool:
+def _wait_for_end(process: Process) -> bool:
     deadline = time.monotonic() + _END_TIMEOUT
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        if _is_zombie(pid):
-            return True  # it ended; who started it has not noticed yet
+    while process.is_running():
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    return False
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"Z"
-    except OSError:
-        return False
+    return True
 
 
 def _memory(pid: int) -> str:

@@ -62,7 +62,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         dest="forkd_keep",
         metavar="SECONDS",
         help="Keep the parent for so long after the run, for the next one to start faster; 0 not "
-        "to keep it. 600 by default, 0 where the environment variable CI is set. "
+        "to keep it. 600 by default, 0 where the environment variable CI is set and in a run that "
+        "a test starts. "
         "Ini value: forkd_keep.",
     )
     group.addoption(
@@ -80,6 +81,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "forkd_preload", "Modules for the parent to import, one a line", type="linelist", default=[]
     )
     parser.addini("forkd_keep", "Seconds to keep the parent after a run (see --forkd-keep)")
+    parser.addini("forkd_keep_max", "How many parents are kept for a user; 4 by default")
+    parser.addini(
+        "forkd_keep_ignore_env",
+        "Environment variables (patterns) that make no other parent; with ! in front, that do",
+        type="linelist",
+        default=[],
+    )
     parser.addini(
         "forkd_replace_xdist",
         "Let xdist's -n make workers that are clones",

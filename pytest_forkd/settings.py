@@ -35,6 +35,8 @@ BACKENDS = ("auto", "process", "qemu", "forkd")
 WARM_LEVELS = ("auto", "collection", "imports")
 #: Seconds for which a parent is kept by default, except on CI.
 DEFAULT_KEEP = 600.0
+#: How many parents are kept for a user by default.
+DEFAULT_KEEP_MAX = 4
 
 #: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
 #: ``-f`` runs the tests in a pytest of its own making, which knows no forkd workers.
@@ -59,6 +61,8 @@ class Settings:
     :ivar path: where the controller looks for modules first.
     :ivar testrunuid: the run's id: ``--testrunuid``, or made up.
     :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
+    :ivar keep_max: how many parents are kept for this user.
+    :ivar keep_ignore_env: patterns of environment variables that make no other parent.
     :ivar own_scheduler: nobody has asked for one of xdist's modes of distribution.
     :ivar forkd: where the machines of the forkd backend come from.
     :ivar qemu: what the guests of the qemu backend are like.
@@ -71,6 +75,8 @@ class Settings:
     preload: list[str] = field(default_factory=list)
     path: list[str] = field(default_factory=list)
     keep: float = 0.0
+    keep_max: int = DEFAULT_KEEP_MAX
+    keep_ignore_env: list[str] = field(default_factory=list)
     testrunuid: str = field(default_factory=lambda: uuid.uuid4().hex)
     own_scheduler: bool = False
     forkd: ForkdSettings | None = None
@@ -137,6 +143,8 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
         ],
         path=[*(str(path) for path in config.getini("pythonpath")), *sys.path],
         keep=_keep(config, namespace),
+        keep_max=_keep_max(config),
+        keep_ignore_env=config.getini("forkd_keep_ignore_env"),
         testrunuid=getattr(namespace, "testrunuid", None) or uuid.uuid4().hex,
     )
 
@@ -167,8 +175,10 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
 def _keep(config: pytest.Config, namespace: Any) -> float:
     seconds, source = asked(config, namespace, "forkd_keep")
     if seconds is None or seconds == "":
-        # What is started on CI is expected to end with the job's step.
-        return 0.0 if os.environ.get("CI") else DEFAULT_KEEP
+        # What is started on CI is expected to end with the job's step, what a test starts with the
+        # test.
+        inside = os.environ.get("CI") or "PYTEST_CURRENT_TEST" in os.environ
+        return 0.0 if inside else DEFAULT_KEEP
     try:
         keep = float(seconds)
         if not 0 <= keep < float("inf"):
@@ -179,6 +189,22 @@ def _keep(config: pytest.Config, namespace: Any) -> float:
             "Give how long the parent is to be kept after the run, 0 not to keep it."
         ) from None
     return keep
+
+
+def _keep_max(config: pytest.Config) -> int:
+    value = config.getini("forkd_keep_max")
+    if value in (None, ""):
+        return DEFAULT_KEEP_MAX
+    try:
+        most = int(value)
+        if most < 1:
+            raise ValueError
+    except ValueError:
+        raise pytest.UsageError(
+            f"forkd_keep_max: {value!r} is no number of parents to keep.\n"
+            "Give a whole number, at least 1; forkd_keep = 0 keeps none."
+        ) from None
+    return most
 
 
 def count_workers(settings: Settings, config: pytest.Config) -> int:
@@ -237,6 +263,8 @@ def make_backend(settings: Settings, plan: Plan) -> Backend | None:
         )
     if sys.platform == "darwin" and settings.backend == "auto":
         return None
+    from pytest_forkd.backends.parents import Keep
     from pytest_forkd.backends.process import ProcessBackend
 
-    return ProcessBackend(plan, settings.keep)
+    keep = Keep(settings.keep, settings.keep_max, tuple(settings.keep_ignore_env))
+    return ProcessBackend(plan, keep)

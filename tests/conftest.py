@@ -34,6 +34,12 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """A suite that a test runs is not inside a test, as far as it knows: it keeps its parent."""
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+
+
 @pytest.fixture(autouse=True)
 def _own_parents(_plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs of a test find no parents but those of the same test, which end with it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_forkd.backends.base import BackendError
-from pytest_forkd.backends.process import runtime_directory
+from pytest_forkd.backends.parents import runtime_directory
 from pytest_forkd.settings import Settings, make_backend
 from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import TIMEOUT

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import pytest_forkd
-from pytest_forkd.backends import process
+from pytest_forkd.backends import parents
 from pytest_forkd.backends.base import Backend
-from pytest_forkd.backends.process import runtime_directory
+from pytest_forkd.backends.parents import runtime_directory
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.settings import Settings, make_backend
 from pytest_forkd.snapshots.plan import Plan
@@ -396,7 +396,7 @@ def test_a_started_backend_has_no_name_in_the_file_system(
         made.append((directory, directory.stat().st_mode & 0o777))
         return directory
 
-    monkeypatch.setattr(process, "runtime_directory", recording)
+    monkeypatch.setattr(parents, "runtime_directory", recording)
     backend = process_backend()
     try:
         backend.start()
@@ -454,7 +454,8 @@ def test_the_parent_talks_to_its_own_user_only(uid: int | None) -> None:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(address)
                 connection = FrameSocket(sock)
-                connection.send({"open": {"keep": 0}})
+                connection.send({"open": {"keep": 0, "most": 4}})
+                assert connection.receive(30).message == {"alive": True}
                 assert "hello" in connection.receive(30).message
     finally:
         parent.kill()
@@ -474,7 +475,7 @@ def _answer_to(uid: int | None, address: str) -> bytes:
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.settimeout(30)
                 sock.connect(address)
-                payload = b'{"open": {"keep": 0}}'
+                payload = b'{"open": {"keep": 0, "most": 4}}'
                 sock.sendall(struct.pack("!II", len(payload), 0) + payload)
                 with contextlib.suppress(ConnectionError):
                     os.write(writing, sock.recv(4096))

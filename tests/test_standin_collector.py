@@ -36,7 +36,8 @@ def begin(project):
     sock = socket.socket(socket.AF_UNIX)
     sock.connect("/run/w/parent")
     parent = FrameSocket(sock)
-    parent.send({"open": {"keep": 0}})
+    parent.send({"open": {"keep": 0, "most": 4}})
+    assert "alive" in parent.receive(20).message
     assert "hello" in parent.receive(20).message
     mine, theirs = socket.socketpair()
     collector = FrameSocket(mine)

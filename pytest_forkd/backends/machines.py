@@ -28,7 +28,7 @@ from pytest_forkd.backends.fleet import CLOSE_LIMIT, Fleet
 from pytest_forkd.backends.guest_messages import ANSWERS
 from pytest_forkd.backends.guest_request import for_guests
 from pytest_forkd.backends.hosts import SILENT, Entry, Host, Place
-from pytest_forkd.backends.process import describe_exit
+from pytest_forkd.backends.parents import describe_exit
 from pytest_forkd.backends.project import Project
 from pytest_forkd.channel.gateway import EventQueue
 

@@ -6,10 +6,14 @@ import contextlib
 import os
 import time
 
+from pytest_forkd.snapshots.entries import Place
+
 __all__ = ["Keeping"]
 
 #: Seconds between two looks at the reasons to end.
 CHECK_INTERVAL = 2.0
+#: Parents that are kept for a user, unless a run wants another number.
+_DEFAULT_MOST = 4
 #: A parent at rest gives way when less than this share of the memory is available.
 _LOW_MEMORY = 0.05
 
@@ -17,36 +21,49 @@ _LOW_MEMORY = 0.05
 class Keeping:
     """Tells a parent at rest when to end.
 
-    :param directory: the parent's own; a parent that cannot be found ends. ``None`` for a parent
-        that belongs to one run.
+    :param place: the parent's own; a parent that cannot be found ends. ``None`` for a parent that
+        belongs to one run.
     :param seconds: how long to stay without being used.
+    :param project: the root directory and the ini file of the suite that it is kept for.
     """
 
-    def __init__(self, directory: str | None, seconds: float) -> None:
-        self.directory = directory
+    def __init__(self, place: Place | None, seconds: float, project: str) -> None:
+        self.place = place
         self.seconds = seconds
+        self.most = _DEFAULT_MOST
+        self._root = project.partition("|")[0]
         self.started = self.last_use = time.monotonic()
         # systemd-logind(8) removes it when the user's last session has ended (and "lingering" is
         # off); where there is no such directory, only time ends a parent.
         home = f"/run/user/{os.getuid()}"
         self._login = home if os.path.isdir(home) else None
 
-    def used(self, seconds: float) -> None:
-        """The parent is in use, or was until now.
+    def wanted(self, seconds: float, most: int) -> None:
+        """Take what a run wants.
 
-        :param seconds: how long the user wants it kept after this use.
+        :param seconds: how long the user wants the parent kept after this use.
+        :param most: how many parents the user wants kept.
         """
-        self.seconds = seconds
+        self.seconds, self.most = seconds, most
+        self.used()
+
+    def used(self) -> None:
+        """The parent is in use, or was until now."""
         self.last_use = time.monotonic()
+        if self.place is not None:
+            self.place.used()
 
     def reason_to_end(self) -> str | None:
         """Why a parent that nobody is using is to end now; ``None`` to stay."""
         if time.monotonic() - self.last_use >= self.seconds:
             return f"not used for {self.seconds:g} seconds"
-        if self.directory is not None and not os.path.exists(
-            os.path.join(self.directory, "parent")
-        ):
-            return "its directory is gone"
+        if self.place is not None:
+            if not self.place.exists():
+                return "its directory is gone"
+            if self.place.used_later() >= self.most:
+                return f"{self.most} others were used since"
+        if self._root and not os.path.lexists(self._root):
+            return "the suite's root directory is gone"
         if self._login is not None and not os.path.isdir(self._login):
             return "its user has logged out"
         if memory_is_low():

@@ -3,9 +3,10 @@
 It listens on a unix socket that whoever started it bound and passed on. A connection is a
 controller, or the ``pytest-forkd`` command. Requests, each a frame with one key:
 
-* ``open``: ``{"keep": seconds, "skip": {package: reason}}``; answered by a greeting once everything
-  is preloaded, which says whether a file that was loaded has changed since, or a package was
-  imported early that must not be;
+* ``open``: ``{"keep": seconds, "most": parents, "skip": {package: reason}}``; answered by ``alive``
+  once everything is preloaded, and then by a greeting, which says whether a file that was loaded
+  has changed since, or a package was imported early that must not be;
+* ``alive``: answered in kind;
 * ``collect``: the request of a run, with the descriptors of the collector's connection and of
   standard error; answered by ``forked`` and, when the collector ends, ``exited``;
 * ``learn``: modules that the suite's collection has imported, to be imported once nobody waits;
@@ -26,11 +27,12 @@ import contextlib
 import json
 import os
 import selectors
-import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
@@ -45,6 +47,7 @@ from pytest_forkd.parent.preloading import (
     preload,
 )
 from pytest_forkd.parent.stamps import Stamps, process_start
+from pytest_forkd.snapshots.entries import Place
 from pytest_forkd.snapshots.plan import Plan
 
 __all__ = ["main", "start_anew"]
@@ -81,6 +84,10 @@ def main(argv: list[str]) -> int:
     processes.become_subreaper()
     garbage.watch()
     garbage.pause()
+    try:
+        place = Place(options.directory) if options.directory is not None else None
+    except OSError:
+        return 0  # it was withdrawn already
     plan = Plan.read(options.plan_fd)
     plan.skip.update(json.loads(options.skip))
     stamps = Stamps(process_start())
@@ -96,7 +103,7 @@ def main(argv: list[str]) -> int:
         processes.die_with(None)
     if options.keep:
         stamps.take()
-    keeping = Keeping(options.directory, options.keep)
+    keeping = Keeping(place, options.keep, plan.project)
     with socket.socket(fileno=options.listen_fd) as listener:
         if options.keep:
             listener.listen(16)  # so that SO_PEERCRED of a connection names this process
@@ -148,6 +155,8 @@ class _Parent:
         if self.keep:
             for signum in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(signum, self.end_on_signal)
+            signal.signal(signal.SIGUSR1, self.stop_on_signal)
+            self.mark("ready")
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.reap)
         deadline = time.monotonic() + _FIRST_CONNECTION_LIMIT
@@ -180,10 +189,24 @@ class _Parent:
         processes.kill_children(list(self.collectors))
         os._exit(128 + signum)
 
+    def stop_on_signal(self, signum: int, frame: object) -> None:
+        """End as soon as no run uses this parent: the one that had it made came to nothing."""
+        self.stop("the run that it was made for came to nothing")
+
+    def stop(self, reason: str) -> None:
+        """Be found no more, and end with the last run that uses this parent."""
+        self.ending = self.ending or reason
+        self.withdraw()
+
     def withdraw(self) -> None:
         """Let no further run find this parent."""
-        if self.keeping.directory is not None:
-            shutil.rmtree(self.keeping.directory, ignore_errors=True)
+        if self.keeping.place is not None:
+            self.keeping.place.withdraw()
+
+    def mark(self, state: str) -> None:
+        """Tell runs whether this parent answers at once."""
+        if self.keeping.place is not None:
+            self.keeping.place.mark(state)
 
     # -- connections ---------------------------------------------------------------------------
 
@@ -213,7 +236,7 @@ class _Parent:
             if connection in self.controllers:
                 self.controllers.remove(connection)
                 self.release(connection)
-                self.keeping.last_use = time.monotonic()
+                self.keeping.used()
             connection.close()
 
     def handle(self, connection: FrameSocket, frame: Frame) -> None:
@@ -221,7 +244,10 @@ class _Parent:
         if "collect" in message:
             self.fork_collector(connection, frame)
         elif "open" in message:
+            connection.send({"alive": True})  # it may take a while to look at every file
             connection.send(self.open(connection, **message["open"]))
+        elif "alive" in message:
+            connection.send({"alive": True})
         elif "release" in message:
             self.release(connection)
             connection.send({"released": True})
@@ -230,11 +256,16 @@ class _Parent:
         elif "status" in message:
             connection.send({"status": self.status()})
         elif "stop" in message:
-            self.ending = self.ending or "asked to stop"
-            self.withdraw()
+            self.stop("asked to stop")
             connection.send({"stopping": self.status()})
 
-    def open(self, connection: FrameSocket, keep: float, skip: dict[str, str]) -> dict[str, Any]:
+    def open(
+        self,
+        connection: FrameSocket,
+        keep: float,
+        most: int,
+        skip: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Any]:
         """Greet a controller, if it may use this parent."""
         first = self.uses == 0
         if self.keep and not first and self.ending is None:
@@ -266,7 +297,7 @@ class _Parent:
         else:
             self.uses += 1
             self.controllers.append(connection)
-            self.keeping.used(keep)
+            self.keeping.wanted(float(keep), int(most))
         return hello
 
     def status(self) -> dict[str, Any]:
@@ -289,22 +320,35 @@ class _Parent:
     def fork_collector(self, controller: FrameSocket, frame: Frame) -> None:
         connection, stderr = frame.fds
         parent_pid = os.getpid()
+        known, tell = os.pipe()
         pid = processes.fork()
         if pid == 0:
-            self.become_collector(parent_pid, connection, stderr, frame.message["collect"])
-        os.close(connection)
-        os.close(stderr)
+            os.close(tell)
+            self.become_collector(parent_pid, known, connection, stderr, frame.message["collect"])
+        for fd in (known, connection, stderr):
+            os.close(fd)
         self.collectors[pid] = controller
-        controller.send({"forked": pid})
+        try:
+            controller.send({"forked": pid})
+            os.write(tell, b"x")
+        finally:
+            os.close(tell)
 
     def become_collector(
-        self, parent_pid: int, connection: int, stderr: int, request: dict[str, Any]
+        self, parent_pid: int, known: int, connection: int, stderr: int, request: dict[str, Any]
     ) -> None:
         """Run the collector in this fresh fork; does not return."""
         status = 70  # EX_SOFTWARE of sysexits.h
         try:
             processes.die_with(parent_pid)
-            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            if not os.read(known, 1):
+                os._exit(status)
+            os.close(known)
+            # Should the parent be killed, the controller, which knows of this process by now, ends
+            # it: after all that descends from it, which nobody could find any more if this process
+            # died first.
+            processes.die_with(None)
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
                 if signal.getsignal(signum) is not signal.SIG_IGN:
                     signal.signal(signum, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
@@ -361,6 +405,7 @@ class _Parent:
 
     def learn(self) -> None:
         """Import what the last run has imported, now that nobody waits for this process."""
+        self.mark("learning")
         names, self.to_learn = self.to_learn, []
         own_path, own_environ = list(sys.path), dict(os.environ)
         sys.path[:0] = self.plan.path
@@ -376,6 +421,7 @@ class _Parent:
         self.stamps.take()
         if self.stamps.doubtful:
             self.ending = f"{self.stamps.doubtful} was written while it was loaded"
+        self.mark("ready")
 
 
 def _ignore(signum: int, frame: object) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -243,7 +244,16 @@ def _same(fd: int, path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a directory whose files may be read-only; missing is fine."""
+    """Remove a directory whose files may be read-only; missing is fine.
+
+    A link, or what belongs to somebody else, is not ours: ``XDG_CACHE_HOME`` may be anywhere.
+    """
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        return
     with contextlib.suppress(OSError):
         for base, _folders, _names in os.walk(path):
             os.chmod(base, 0o700)

@@ -9,41 +9,42 @@ umask, namespaces). Sources: proc_pid_status(5), namespaces(7), getrlimit(2).
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
+import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from pytest_forkd import __version__
 from pytest_forkd.snapshots.plan import Rewriting
 
-__all__ = ["VOLATILE", "fingerprint", "installed"]
+__all__ = ["VOLATILE", "fingerprint", "installed", "that_matter"]
 
-#: Environment variables that change from one shell, or one run, to the next, and that nothing
-#: looks at while it is imported. A run's own values reach its tests all the same.
-VOLATILE = frozenset(
-    {
-        "COLUMNS",
-        "LINES",
-        "OLDPWD",
-        "PWD",
-        "PYTEST_ADDOPTS",
-        "PYTEST_CURRENT_TEST",
-        "PYTEST_VERSION",
-        "SHLVL",
-        "SSH_CLIENT",
-        "SSH_CONNECTION",
-        "SSH_TTY",
-        "TERM_SESSION_ID",
-        "TMUX_PANE",
-        "WINDOWID",
-        "XDG_SESSION_ID",
-        "_",
-    }
+#: Patterns of environment variables that belong to a shell, a terminal, a prompt or a session, that
+#: change from one of them to the next, and that nothing looks at while it is imported. A run's own
+#: values reach its tests all the same. docs/options.md has this list, too.
+VOLATILE = (
+    # the shell and its prompt
+    *("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "HISTFILE", "HISTCMD", "LS_COLORS"),
+    *("PS[0-4]", "PROMPT", "RPROMPT", "PROMPT_COMMAND", "VIRTUAL_ENV_PROMPT"),
+    *("CONDA_PROMPT_MODIFIER", "STARSHIP_*", "P9K_*", "_P9K_*", "POSH_*", "ATUIN_*", "DIRENV_*"),
+    # the terminal
+    *("WINDOW", "WINDOWID", "WINDOWPATH", "STY", "TMUX", "TMUX_PANE", "ZELLIJ*", "GPG_TTY"),
+    *("TERM_PROGRAM", "TERM_PROGRAM_VERSION", "VTE_VERSION", "LC_TERMINAL", "LC_TERMINAL_VERSION"),
+    *("ITERM_*", "KITTY_*", "ALACRITTY_*", "WEZTERM_*", "KONSOLE_*", "GNOME_TERMINAL_*", "WT_*"),
+    *("GHOSTTY_*", "VSCODE_*", "NVIM*"),
+    # the session
+    *("SSH_*", "SUDO_COMMAND", "SESSION_MANAGER", "DBUS_SESSION_BUS_ADDRESS", "SECURITYSESSIONID"),
+    *("XDG_SESSION_*", "XDG_SEAT", "XDG_SEAT_PATH", "XDG_VTNR", "XDG_ACTIVATION_TOKEN"),
+    *("DESKTOP_STARTUP_ID", "INVOCATION_ID", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID", "MANAGERPID"),
+    *("*_SESSION_ID", "*_SESSION_KEY", "*_SESSION_UID"),
+    # pytest's own, for a run
+    *("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_VERSION"),
 )
 #: What of ``/proc/self/status`` a fork inherits.
 _STATUS_FIELDS = ("Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "CapEff", "Seccomp")
@@ -54,6 +55,7 @@ def fingerprint(
     preload: Iterable[str],
     path: Iterable[str],
     environ: Mapping[str, str],
+    ignored: Iterable[str] = (),
     rewriting: Rewriting | None = None,
 ) -> str:
     """The fingerprint of a parent that this process would start, as 20 hexadecimal digits.
@@ -62,6 +64,8 @@ def fingerprint(
     :param preload: modules that the user has asked for.
     :param path: where modules are looked for first.
     :param environ: the environment.
+    :param ignored: more patterns of variables that make no difference; those with ``!`` in front
+        do, whatever else matches.
     :param rewriting: whose assertions are rewritten.
     """
     state: dict[str, Any] = {
@@ -74,12 +78,25 @@ def fingerprint(
         "xoptions": sorted(f"{key}={value}" for key, value in sys._xoptions.items()),
         "warnoptions": sys.warnoptions,
         "interpreter": _stamp(os.path.realpath(sys.executable)),
-        "environ": sorted(item for item in environ.items() if item[0] not in VOLATILE),
+        "environ": that_matter(environ, ignored),
         "installed": installed(),
         "process": _process(),
     }
     text = json.dumps(state, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def that_matter(environ: Mapping[str, str], ignored: Iterable[str]) -> list[tuple[str, str]]:
+    """The environment variables that make another parent, sorted; see :func:`fingerprint`."""
+    ignored = list(ignored)
+    matter = _matcher(pattern[1:] for pattern in ignored if pattern.startswith("!"))
+    volatile = _matcher([*VOLATILE, *(p for p in ignored if not p.startswith("!"))])
+    return sorted(item for item in environ.items() if matter(item[0]) or not volatile(item[0]))
+
+
+def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
+    text = "|".join(fnmatch.translate(pattern) for pattern in patterns)
+    return re.compile(text).match if text else lambda _name: False
 
 
 def _stamp(path: str) -> list[int] | None:

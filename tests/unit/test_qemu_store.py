@@ -204,3 +204,15 @@ def test_what_cannot_be_built_is_one_message(
     )
     assert cli.main(["image", "build", "--kernel", "/no/such"]) == 4
     assert "/no/such cannot be used: No such file" in capsys.readouterr().err
+
+
+def test_nothing_is_removed_or_opened_through_a_link(tmp_path: Path) -> None:
+    """The cache may be in a place where others can write."""
+    precious = tmp_path / "precious"
+    (precious / "below").mkdir(parents=True)
+    (precious / "below").chmod(0o500)
+    folder = tmp_path / "cache" / "images"
+    folder.mkdir(parents=True)
+    (folder / "x.trash-1").symlink_to(precious)
+    Store(tmp_path / "cache").sweep()
+    assert (precious / "below").stat().st_mode & 0o777 == 0o500

@@ -237,14 +237,14 @@ def _loads(payload: bytes) -> Any:
 def _describe(payload: bytes, exc: Exception) -> str:
     """What is wrong with a message, with the name of the event that is."""
     why = line(str(exc))
-    found = re.search(r"\$\[(\d+)\]", why)
+    found = re.search(r"\$\[(\d+)\][^$]*\Z", str(exc))
     events = _loads(payload)
     if not isinstance(events, list) or (found is None and len(events) != 1):
         return why
     event = events[int(found[1]) if found else 0]
     if not isinstance(event, list) or not event or not isinstance(event[0], str):
         return f"an event has no name: {why}"
-    name = line(event[0])
+    name = line(event[0][:40])
     return f"{name}: {why}" if event[0] in _NAMES else f"{name}: unknown event"
 
 

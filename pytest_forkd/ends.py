@@ -129,7 +129,7 @@ class WorkerEnds(DSession):
     ) -> None:
         """A worker's session has ended; it may want the whole run to end."""
         interruption = node.interruption
-        if interruption is None and not node.internal_error:
+        if interruption is None and not node.internal_errors:
             if node.exhausted is None:
                 super().worker_workerfinished(node)
             else:

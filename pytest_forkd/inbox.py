@@ -1,20 +1,24 @@
 """What workers say, decoded and checked in the controller's main loop.
 
-A worker is not trusted: whatever it sends becomes builtins, is checked here, and only then reaches
-the session. An event that no worker of ours would send ends that worker and touches nothing else.
+A worker is not trusted. A message is checked as a whole (:mod:`pytest_forkd.channel.messages`);
+then each event is compared with what the worker was given, and only then does it reach the session
+and its hooks. Whatever is wrong with a message ends the worker that sent it and touches nothing
+else. What a plugin's hook raises is the hook's fault, and ends the run as it would under xdist.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_forkd.channel.events import decode_batch, unpack_object, unpack_report
-from pytest_forkd.channel.passed import PHASES, PassedReports
+from pytest_forkd.channel import messages
+from pytest_forkd.channel.bounds import MAX_COLLECTED_BYTES, MAX_MESSAGE_BYTES, MAX_VALUES, shown
+from pytest_forkd.channel.bounds import line as one_line
+from pytest_forkd.channel.passed import PassedReports
 from pytest_forkd.nodes import ForkdWorkerController
 from pytest_forkd.safewarnings import rebuild_warning
 from pytest_forkd.scheduling import SharedFixtures
@@ -22,13 +26,16 @@ from pytest_forkd.scheduling import SharedFixtures
 if TYPE_CHECKING:
     from pytest_forkd.session import ForkdSession
 
-__all__ = ["Inbox"]
+__all__ = ["BadEvent", "Inbox"]
 
 
 #: Events that a worker may send before the next test begins: reports of subtests, warnings.
 _MAX_CHATTER = 500_000
-#: Characters of what a worker says that are shown in a line of the session's.
-_MAX_LINE = 300
+#: Internal errors of one worker; each is shown.
+_MAX_INTERNAL_ERRORS = 100
+
+#: What is left to be done with an event once it has been checked.
+_Tell = Callable[[], object] | None
 
 
 class BadEvent(Exception):
@@ -42,7 +49,9 @@ class WorkerInternalError(Exception):
 class Inbox:
     """Turns the messages of workers into calls of the session's ``worker_*`` methods.
 
-    See :mod:`pytest_forkd.channel.events` for the events.
+    See :mod:`pytest_forkd.channel.events` for the events. A handler checks one, takes note of it at
+    the node, and returns what is then to be told to the session. Only a handler's own failure is
+    the worker's fault.
 
     :param session: whose methods are called.
     """
@@ -55,179 +64,188 @@ class Inbox:
         #: Which fixtures they share.
         self.fixtures = SharedFixtures()
         self._deselecting: ForkdWorkerController | None = None
+        self._deselected = 0
         #: Whether workers collect for themselves.
         self.workers_collect = False
         self._passed = PassedReports(
             self._config.hook.pytest_report_from_serializable, self._deserialize
         )
-        #: By the event's name: its handler, and how few and how many arguments that takes.
-        self._handlers = {
-            name.removeprefix("_on_"): _handler(getattr(self, name))
-            for name in dir(type(self))
-            if name.startswith("_on_")
+        self._handlers: dict[type, Callable[[ForkdWorkerController, Any], _Tell]] = {
+            cls: getattr(self, f"_on_{name}") for cls, name in messages.names_of_events().items()
         }
 
     def receive(self, node: ForkdWorkerController, payload: bytes) -> None:
         """Handle one message, which holds several events."""
-        try:
-            events = decode_batch(payload)
-        except ValueError as exc:
-            node.broke_protocol(str(exc))
+        if node.given_up:
             return
-        self.dispatch(node, events)
-
-    def dispatch(self, node: ForkdWorkerController, events: list[list[Any]]) -> None:
-        """Handle events, up to the first bad one."""
+        node.heard += len(payload)
+        limit = MAX_MESSAGE_BYTES if node.ids is not None else MAX_COLLECTED_BYTES
+        if node.heard > limit:
+            node.broke_protocol(f"more than {limit} bytes without another test")
+            return
+        try:
+            events = messages.decode_events(payload)
+        except Exception as exc:
+            node.broke_protocol(_describe(exc))
+            return
         node.chatter += len(events)
         if node.chatter > _MAX_CHATTER:
             node.broke_protocol(f"more than {_MAX_CHATTER} events without another test")
             return
-        for name, *args in events:
-            handler, fewest, most = self._handlers.get(name, _UNKNOWN)
+        handlers = self._handlers
+        for event in events:
+            if node.down or node.given_up:
+                return  # what has ended has nothing more to tell
             try:
-                if handler is None:
-                    raise BadEvent("unknown event")
-                if not fewest <= len(args) <= most:
-                    raise BadEvent(f"{len(args)} arguments")
-                handler(node, *args)
-            except BadEvent as exc:
-                node.broke_protocol(f"{name}: {exc}")
+                tell = handlers[type(event)](node, event)
+            except Exception as exc:
+                name = messages.names_of_events()[type(event)]
+                node.broke_protocol(f"{name}: {_describe(exc)}")
                 return
+            if tell is not None:
+                tell()
+
+    def take_collected(self, node: ForkdWorkerController, events: list[Any]) -> None:
+        """Handle what the collector tells of the collection, or of a session that ended early.
+
+        :param node: which stands for all that it collects for.
+        :raises BadEvent: on an event that no collector of ours would send.
+        """
+        for event in events:
+            if isinstance(event, messages.Finished):
+                continue
+            try:
+                tell = self._handlers[type(event)](node, event)
+            except Exception as exc:
+                name = messages.names_of_events()[type(event)]
+                raise BadEvent(f"{name}: {_describe(exc)}") from exc
+            if tell is not None:
+                tell()
 
     def take_fixtures(self, table: Any) -> None:
-        """Remember which fixtures items share."""
+        """Remember which fixtures items share.
+
+        :raises BadEvent: if it is no table of theirs.
+        """
         try:
             self.fixtures = SharedFixtures.from_json(table, len(self.ids or ()))
         except ValueError as exc:
             raise BadEvent(str(exc)) from exc
 
-    def nodeid(self, node: ForkdWorkerController, index: Any) -> str:
+    def nodeid(self, node: ForkdWorkerController, index: int | None) -> str:
         """The id of a node's item, checked."""
         ids = node.ids
-        if type(index) is not int or ids is None or not 0 <= index < len(ids):
-            raise BadEvent(f"no item has the index {index!r}")
+        if index is None or ids is None or not 0 <= index < len(ids):
+            raise BadEvent(f"no item has the index {index}")
         return ids[index]
 
-    def _on_start(self, node: ForkdWorkerController, index: Any, location: Any) -> None:
+    def _current(self, node: ForkdWorkerController) -> str:
+        """The id of the item that a node runs, or that it ran last."""
+        if node.latest is None:
+            raise BadEvent("it has run nothing")
+        return self.nodeid(node, node.latest)
+
+    # -- tests ---------------------------------------------------------------------------------
+
+    def _on_start(self, node: ForkdWorkerController, event: messages.Start) -> _Tell:
+        index = event.index
         nodeid = self.nodeid(node, index)
         if index not in node.given:
             raise BadEvent(f"it was not given {nodeid!r}")
         if node.running is not None:
             raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
         del node.given[index]
-        node.chatter = 0
-        node.running = index
+        node.chatter = node.heard = 0
+        node.running = node.latest = index
         node.begun.add(index)
-        node.location = location = _location(location)
+        node.location = event.location
         node.held.clear()
         node.passed = None
-        self._session.worker_logstart(node, nodeid, location)
+        return partial(self._session.worker_logstart, node, nodeid, event.location)
 
-    def _on_logstart(self, node: ForkdWorkerController, nodeid: Any, location: Any) -> None:
-        self._session.worker_logstart(node, _text(nodeid), _location(location))
+    def _on_logstart(self, node: ForkdWorkerController, event: messages.Logstart) -> _Tell:
+        self._check_current(node, event.nodeid)
+        return partial(self._session.worker_logstart, node, event.nodeid, event.location)
 
-    def _on_logfinish(
-        self, node: ForkdWorkerController, nodeid: Any = None, location: Any = None
-    ) -> None:
-        if nodeid is None:
-            arguments = (self.nodeid(node, node.running), node.location)
-        else:
-            arguments = (_text(nodeid), _location(location))
-        node.held.append(lambda: self._session.worker_logfinish(node, *arguments))
+    def _on_logfinish(self, node: ForkdWorkerController, event: messages.Logfinish) -> _Tell:
+        current = self._current(node)
+        if event.nodeid is not None:
+            self._check_current(node, event.nodeid)
+            if event.location is None:
+                raise BadEvent("no location")
+        location = node.location if event.location is None else event.location
+        return self._hold(node, partial(self._session.worker_logfinish, node, current, location))
 
-    def _on_report(self, node: ForkdWorkerController, data: Any) -> None:
-        report = self._report(data)
+    def _check_current(self, node: ForkdWorkerController, nodeid: str) -> None:
+        if nodeid != self._current(node):
+            raise BadEvent(f"it speaks of {nodeid!r}, which it does not run")
+
+    def _on_report(self, node: ForkdWorkerController, event: messages.Report) -> _Tell:
+        data = messages.check_report(event.data, of_test=True)
+        self._check_current(node, data["nodeid"])
+        for name, value in self._added(node).items():
+            if data.get(name, value) != value:
+                raise BadEvent(f"a report whose {name} is another's")
+        report = self._deserialize(data)
         if not isinstance(report, pytest.TestReport):
             raise BadEvent("not a test report")
-        self._hold(node, report)
+        return self._report(node, report)
 
-    def _hold(self, node: ForkdWorkerController, report: pytest.TestReport) -> None:
-        # Reports that come before the test has ended are held back: should it crash its worker
-        # now, the crash is its outcome, and they are part of the story.
-        node.last_report = report
-        node.held.append(lambda: self._session.worker_testreport(node, report))
+    def _report(self, node: ForkdWorkerController, report: pytest.TestReport) -> _Tell:
+        if node.running is not None:
+            node.last_report = report
+        return self._hold(node, partial(self._session.worker_testreport, node, report))
 
-    def _on_passed(
-        self,
-        node: ForkdWorkerController,
-        when: Any,
-        duration: Any,
-        start: Any,
-        stop: Any,
-        keywords: Any = None,
-    ) -> None:
-        if keywords is not None:
-            if not isinstance(keywords, list):
-                raise BadEvent("no keywords")
-            for name in keywords:
-                _text(name)
-            added = {
-                "item_index": node.running,
-                "worker_id": node.workerinput["workerid"],
-                "testrun_uid": node.workerinput["testrunuid"],
-            }
-            nodeid = self.nodeid(node, node.running)
-            node.passed = self._passed.of_item(nodeid, node.location, keywords, added)
-        if node.passed is None or when not in PHASES:
+    @staticmethod
+    def _hold(node: ForkdWorkerController, tell: Callable[[], None]) -> _Tell:
+        # What comes before the test has ended is held back: should it crash its worker now, the
+        # crash is its outcome, and this is part of the story.
+        if node.running is None:
+            return tell
+        node.held.append(tell)
+        return None
+
+    def _added(self, node: ForkdWorkerController) -> dict[str, Any]:
+        """The fields that all of a worker's reports of a test have beside pytest's own."""
+        return {
+            "item_index": node.latest,
+            "worker_id": node.workerinput["workerid"],
+            "testrun_uid": node.workerinput["testrunuid"],
+        }
+
+    def _on_passed(self, node: ForkdWorkerController, event: messages.Passed) -> _Tell:
+        if node.running is None:
             raise BadEvent("no report of a running item")
-        for seconds in (duration, start, stop):
-            if type(seconds) is not float:
-                raise BadEvent("no time")
-        report = node.passed.report(when, duration, start, stop)
+        if event.keywords is not None:
+            nodeid = self.nodeid(node, node.running)
+            node.passed = self._passed.of_item(
+                nodeid, node.location, event.keywords, self._added(node)
+            )
+        if node.passed is None:
+            raise BadEvent("no report of a running item")
+        report = node.passed.report(event.when, event.duration, event.start, event.stop)
         if not isinstance(report, pytest.TestReport):
             raise BadEvent("not a test report")
-        self._hold(node, report)
-
-    def _on_collectreport(self, node: ForkdWorkerController, data: Any) -> None:
-        self._session.worker_collectreport(node, self._report(data))
-
-    def _report(self, data: Any) -> Any:
-        try:
-            data = unpack_report(data)
-        except ValueError as exc:
-            raise BadEvent(f"not a report: {exc}") from exc
-        return self._deserialize(data)
+        return self._report(node, report)
 
     def _deserialize(self, data: dict[str, Any]) -> Any:
-        try:
-            report = self._config.hook.pytest_report_from_serializable(
-                config=self._config, data=data
-            )
-        except (ValueError, TypeError, KeyError, RuntimeError) as exc:
-            raise BadEvent(f"not a report: {exc}") from exc
+        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
         if report is None:
             raise BadEvent("not a report")
         return report
 
-    def _on_deselected(self, node: ForkdWorkerController, count: Any) -> None:
-        if type(count) is not int or not 0 <= count < 2**31:
-            raise BadEvent("no count")
-        # Every worker that collects for itself deselects the same items.
-        if self._deselecting in (None, node):
-            self._deselecting = node
-            self._session.count_deselected(count)
-
-    def _on_complete(
-        self, node: ForkdWorkerController, index: Any, duration: Any, phases: Any = None
-    ) -> None:
-        self.nodeid(node, index)
-        if node.running != index or type(duration) is not float:
-            raise BadEvent(f"item {index} was not running, or for no time")
-        seconds = _seconds(duration)
-        if phases is not None:
-            if not isinstance(phases, list) or len(phases) != 3:
-                raise BadEvent("no durations")
-            if node.ids is self.ids:
-                self._session.durations.record(index, [_seconds(value) for value in phases])
+    def _on_complete(self, node: ForkdWorkerController, event: messages.Complete) -> _Tell:
+        index = event.index
+        if node.running is None or node.running != index:
+            raise BadEvent(f"item {index} was not running")
+        if event.phases is not None and node.ids is self.ids:
+            self._session.durations.record(index, list(event.phases))
         node.running = node.passed = None
+        return partial(self._complete, node, index, event.seconds)
+
+    def _complete(self, node: ForkdWorkerController, index: int, seconds: float) -> None:
         self._tell_held(node)
         self._session.worker_runtest_protocol_complete(node, index, seconds)
-
-    def _on_want(self, node: ForkdWorkerController) -> None:
-        self._session.worker_wants(node)
-
-    def _on_fixture(self, node: ForkdWorkerController, key: Any, seconds: Any) -> None:
-        self._session.durations.record_fixture(_text(key), _seconds(seconds))
 
     @staticmethod
     def _tell_held(node: ForkdWorkerController) -> None:
@@ -235,70 +253,131 @@ class Inbox:
         for tell in held:
             tell()
 
-    def _on_warning(
-        self, node: ForkdWorkerController, data: Any, when: Any, nodeid: Any, location: Any
-    ) -> None:
-        try:
-            message = rebuild_warning(unpack_object(data))
-        except (ValueError, TypeError, KeyError) as exc:
-            raise BadEvent(f"not a warning: {exc}") from exc
-        place = None if location is None else _location(location)
-        self._session.worker_warning_recorded(message, _text(when), _text(nodeid), place)
+    def _on_want(self, node: ForkdWorkerController, event: messages.Want) -> _Tell:
+        return partial(self._session.worker_wants, node)
 
-    def _on_ready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
-        if not isinstance(workerinfo, dict):
-            raise BadEvent("no information about the worker")
+    def _on_fixture(self, node: ForkdWorkerController, event: messages.Fixture) -> _Tell:
+        self._session.durations.record_fixture(event.key, event.seconds)
+        return None
+
+    def _on_unscheduled(self, node: ForkdWorkerController, event: messages.Unscheduled) -> _Tell:
+        if not node.asked_back:
+            raise BadEvent("nothing was to be given back")
+        asked = node.asked_back.popleft()
+        indices = event.indices
+        if len(set(indices)) != len(indices):
+            raise BadEvent("it gives an item back twice")
+        for index in indices:
+            self.nodeid(node, index)
+            if index not in node.given or index not in asked:
+                raise BadEvent(f"item {index} is not its to give back")
+        return partial(self._session.worker_unscheduled, node, indices)
+
+    # -- collection ----------------------------------------------------------------------------
+
+    def _on_collectreport(
+        self, node: ForkdWorkerController, event: messages.CollectReport
+    ) -> _Tell:
+        if node.ids is not None:
+            raise BadEvent("it has collected already")
+        data = messages.check_report(event.data, of_test=False)
+        report = self._deserialize(data)
+        if not isinstance(report, pytest.CollectReport) or report.passed:
+            raise BadEvent("not a collection report")
+        return partial(self._session.worker_collectreport, node, report)
+
+    def _on_deselected(self, node: ForkdWorkerController, event: messages.Deselected) -> _Tell:
+        # Every worker that collects for itself deselects the same items.
+        if self._deselecting not in (None, node):
+            return None
+        self._deselecting = node
+        self._deselected += event.count
+        if self._deselected > MAX_VALUES:
+            raise BadEvent(f"more than {MAX_VALUES} tests")
+        return partial(self._session.count_deselected, event.count)
+
+    def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> _Tell:
+        message = rebuild_warning(messages.check_warning(event.data))
+        if event.when == "runtest" and event.nodeid:
+            self._check_current(node, event.nodeid)
+        return partial(
+            self._session.worker_warning_recorded,
+            message,
+            event.when,
+            event.nodeid,
+            event.location,
+        )
+
+    def _on_ready(self, node: ForkdWorkerController, event: messages.Ready) -> _Tell:
+        if node.ready_at is not None:
+            raise BadEvent("it has said so before")
         node.ready_at = time.monotonic()
-        workerinfo["version_info"] = tuple(workerinfo.get("version_info", ()))
+        info: Any = {
+            name: shown(value) if isinstance(value, str) else value
+            for name, value in event.info.items()
+        }
         sched = self._session.sched
         if self.workers_collect and sched is not None and sched.collection_is_completed:
             # A replacement: schedulers want to be told of it and of its collection at once.
-            node.ready = workerinfo
-            return
-        self._session.worker_workerready(node, workerinfo)  # type: ignore[arg-type]
-        if self.ids is not None and not self.workers_collect:
-            node.ids = self.ids
-            self._session.worker_collectionfinish(node, self.ids)
+            node.ready = info
+            return None
+        if self.ids is None or self.workers_collect:
+            return partial(self._session.worker_workerready, node, info)
+        node.ids = self.ids
+        return partial(self._join, node, info, self.ids)
 
-    def _on_collection(self, node: ForkdWorkerController, ids: Any, fixtures: Any = None) -> None:
-        if not isinstance(ids, list) or not self.workers_collect:
-            raise BadEvent("no collection was asked for")
-        ids = [_text(nodeid) for nodeid in ids]
+    def _join(self, node: ForkdWorkerController, info: Any, ids: list[str]) -> None:
+        if info is not None:
+            self._session.worker_workerready(node, info)
+        self._session.worker_collectionfinish(node, ids)
+
+    def _on_ids(self, node: ForkdWorkerController, event: messages.Ids) -> _Tell:
+        self._check_collecting(node)
+        node.collected += event.ids
+        if len(node.collected) > MAX_VALUES:
+            raise BadEvent(f"more than {MAX_VALUES} tests")
+        return None
+
+    def _on_collection(self, node: ForkdWorkerController, event: messages.Collection) -> _Tell:
+        self._check_collecting(node)
+        ids = node.collected + event.ids
+        node.collected = []
+        fixtures = event.fixtures
         if self.ids is None:
+            table = SharedFixtures.from_json(fixtures, len(ids))
             self.ids = ids
+            self.fixtures = table
+            assert node.ready_at is not None
             self._session.memory.remember_seconds(time.monotonic() - node.ready_at)
-        if fixtures is not None and ids == self.ids:
+        elif fixtures is not None and ids == self.ids:
             self.take_fixtures(fixtures)
         node.ids = self.ids if ids == self.ids else ids
-        if node.ready is not None:
-            self._session.worker_workerready(node, node.ready)  # type: ignore[arg-type]
-        self._session.worker_collectionfinish(node, node.ids)
+        node.heard = 0
+        return partial(self._join, node, node.ready, node.ids)
 
-    def _on_unscheduled(self, node: ForkdWorkerController, indices: Any) -> None:
-        if not isinstance(indices, list):
-            raise BadEvent("no list of items")
-        for index in indices:
-            self.nodeid(node, index)
-            if index not in node.given:
-                raise BadEvent(f"item {index} is not its to give back")
-        self._session.worker_unscheduled(node, indices)
+    def _check_collecting(self, node: ForkdWorkerController) -> None:
+        if not self.workers_collect or node.ready_at is None or node.ids is not None:
+            raise BadEvent("no collection was asked for")
 
-    def _on_exhausted(self, node: ForkdWorkerController, text: Any) -> None:
+    # -- ends ----------------------------------------------------------------------------------
+
+    def _on_exhausted(self, node: ForkdWorkerController, event: messages.Exhausted) -> _Tell:
         if not node.begun:  # else it could ask for another machine again and again
             raise BadEvent("it has run nothing")
-        # The session shows it in a line of its own, on a terminal maybe.
-        node.exhausted = "".join(c if c.isprintable() else "?" for c in _text(text)[:_MAX_LINE])
+        node.exhausted = one_line(event.text)
+        return None
 
-    def _on_interrupted(
-        self, node: ForkdWorkerController, kind: Any, message: Any, returncode: Any
-    ) -> None:
-        code = returncode if isinstance(returncode, int) else None
-        node.interruption = (_text(kind), _text(message), code)
-        self._session.stop_dealing()
+    def _on_interrupted(self, node: ForkdWorkerController, event: messages.Interrupted) -> _Tell:
+        node.interruption = (event.kind, shown(event.message), event.returncode)
+        return self._session.stop_dealing
 
-    def _on_internal_error(self, node: ForkdWorkerController, text: Any) -> None:
-        node.internal_error = True
-        self.show_internal_error(_text(text))
+    def _on_internal_error(
+        self, node: ForkdWorkerController, event: messages.InternalError
+    ) -> _Tell:
+        node.internal_errors += 1
+        if node.internal_errors > _MAX_INTERNAL_ERRORS:
+            raise BadEvent(f"more than {_MAX_INTERNAL_ERRORS} of them")
+        return partial(self.show_internal_error, shown(event.text))
 
     def show_internal_error(self, text: str) -> None:
         """Have plugins show the traceback of an internal error in another process."""
@@ -308,44 +387,33 @@ class Inbox:
             excinfo = pytest.ExceptionInfo.from_current()
             self._config.hook.pytest_internalerror(excrepr=text, excinfo=excinfo)
 
-    def _on_unconfigured(self, node: ForkdWorkerController, usage: Any, text: Any) -> None:
-        if not self.workers_collect or node.ready_at or type(usage) is not bool:
+    def _on_unconfigured(self, node: ForkdWorkerController, event: messages.Unconfigured) -> _Tell:
+        if not self.workers_collect or node.ready_at is not None:
             raise BadEvent("its session has begun")
-        self._session.worker_unconfigured(node, usage, _text(text))
+        return partial(self._session.worker_unconfigured, node, event.usage, shown(event.text))
 
-    def _on_finished(self, node: ForkdWorkerController, workeroutput: Any) -> None:
-        try:
-            output = unpack_object(workeroutput)
-        except (ValueError, TypeError) as exc:
-            raise BadEvent(str(exc)) from exc
-        if not isinstance(output, dict) or not isinstance(output.get("exitstatus"), int):
-            raise BadEvent("no workeroutput")
+    def _on_finished(self, node: ForkdWorkerController, event: messages.Finished) -> _Tell:
+        output = messages.unpack_output(event.workeroutput)
+        stopped = node.interruption is not None or node.internal_errors > 0
+        if node.running is not None and not stopped:
+            raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
+        if node.given and not (
+            stopped
+            or node.exhausted is not None
+            or output["shouldfail"]
+            or output["shouldstop"]
+            or output["exitstatus"] == pytest.ExitCode.INTERRUPTED
+        ):
+            raise BadEvent(f"it has not run {len(node.given)} of its tests")
+        return partial(self._finish, node, output)
+
+    def _finish(self, node: ForkdWorkerController, output: dict[str, Any]) -> None:
         self._tell_held(node)
         node.finished(output)
 
 
-_Handler = tuple[Callable[..., None] | None, int, int]
-_UNKNOWN: _Handler = (None, 0, 0)
-
-
-def _handler(method: Any) -> _Handler:
-    most = method.__code__.co_argcount - 2  # less self and node
-    return method, most - len(method.__defaults__ or ()), most
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise BadEvent(f"{type(value).__name__} instead of text")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        raise BadEvent(f"{value!r} is no number of seconds")
-    return float(value)
-
-
-def _location(value: Any) -> tuple[Any, Any, Any]:
-    if not isinstance(value, list) or len(value) != 3:
-        raise BadEvent("no location")
-    return tuple(value)
+def _describe(exc: Exception) -> str:
+    """What is wrong with a message, by what its handling has raised."""
+    if isinstance(exc, (BadEvent, ValueError)):
+        return str(exc)
+    return f"{type(exc).__name__}: {exc}"

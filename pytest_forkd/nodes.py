@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 from xdist.workermanage import Marker, NodeManager, WorkerController
 
 from pytest_forkd.backends.base import Backend, BackendError, RunRequest, WorkerEnd
+from pytest_forkd.channel.bounds import line
 from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
@@ -56,18 +58,25 @@ class ForkdWorkerController(WorkerController):
         self.basetemp: str | None = None
         #: The ids of its items; the same list for all workers that share a collection.
         self.ids: list[str] | None = None
-        #: Whether its session has had an internal error.
-        self.internal_error = False
+        #: How many internal errors its session has had.
+        self.internal_errors = 0
+        #: The first ids of its items, where they come in parts.
+        self.collected: list[str] = []
         #: The indices of the items that it has begun, and of those that it may begin.
         self.begun: set[int] = set()
         self.given: dict[int, None] = {}
+        #: What was asked back of those, in messages that it has not answered.
+        self.asked_back: collections.deque[frozenset[int]] = collections.deque()
         #: When its session began, by ``time.monotonic()``.
-        self.ready_at = 0.0
-        #: How many events it has sent since it has begun a test.
+        self.ready_at: float | None = None
+        #: How many events it has sent since it has begun a test, and how many bytes.
         self.chatter = 0
+        self.heard = 0
         #: Index and location of the item that is running, as far as the worker has told.
         self.running: int | None = None
         self.location: Any = None
+        #: Index of the item that is running or ran last.
+        self.latest: int | None = None
         #: What is to be told once the running item has ended, and the last of its reports.
         self.held: list[Callable[[], None]] = []
         self.last_report: pytest.TestReport | None = None
@@ -92,6 +101,11 @@ class ForkdWorkerController(WorkerController):
     def down(self) -> bool:
         """Whether the worker has finished or died."""
         return self._down
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nothing more that it says counts."""
+        return self.end is not None
 
     def setup(self) -> None:
         """Let plugins configure the node; the process comes later, see :meth:`spawn`."""
@@ -187,6 +201,7 @@ class ForkdWorkerController(WorkerController):
             or not self.nodemanager.backend.shares_files
             or not self._regained.isdisjoint(indices)
         ):
+            self.asked_back.append(frozenset(indices))
             super().send_steal(list(indices))
             return
         # What the worker has told, but nobody has read yet, comes before what is taken now;
@@ -233,7 +248,8 @@ class ForkdWorkerController(WorkerController):
         """The worker sent what no worker of ours would send: end it, touch nothing else."""
         if self.end is None:
             self.gateway.stop_reading()
-            self.end = WorkerEnd(f"it was ended because it sent a bad message ({reason})")
+            why = line(reason)
+            self.end = WorkerEnd(f"it was ended because it sent a bad message ({why})")
             self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
             self.notify_inproc("exited", node=self)
 

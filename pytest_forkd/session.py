@@ -16,7 +16,9 @@ from xdist.dsession import Interrupted
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
-from pytest_forkd.channel.events import unpack_object
+from pytest_forkd.channel.bounds import line as one_line
+from pytest_forkd.channel.bounds import shown
+from pytest_forkd.channel.messages import Finished, Unconfigured, unpack_output
 from pytest_forkd.durations import Durations
 from pytest_forkd.early import EarlyImports
 from pytest_forkd.ends import WorkerEnds
@@ -25,7 +27,7 @@ from pytest_forkd.garbage import (
     fewer_full_collections,
     without_reports_at_exit,
 )
-from pytest_forkd.inbox import Inbox
+from pytest_forkd.inbox import BadEvent, Inbox
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, top_up
@@ -41,6 +43,14 @@ __all__ = ["ForkdSession"]
 
 class CollectorLost(RuntimeError):
     """The collector died twice; there is no third try."""
+
+
+def _refused(why: str) -> Exception:
+    """What ends a run whose collector has said what cannot be used."""
+    return pytest.exit.Exception(
+        f"pytest-forkd: the collector sent a bad message ({one_line(why)})",
+        int(pytest.ExitCode.INTERNAL_ERROR),
+    )
 
 
 class ForkdSession(WorkerEnds):
@@ -211,13 +221,15 @@ class ForkdSession(WorkerEnds):
             elif "unconfigured" in answer:
                 self._take_unconfigured(**answer["unconfigured"])
                 self._begin(self._level_asked)
-            else:
-                ended = answer.get("ended", {})
-                failed = [event for event in ended.get("events", ()) if event[0] == "unconfigured"]
+            elif "ended" in answer:
+                ended = answer["ended"]
+                failed = [each for each in ended["events"] if isinstance(each, Unconfigured)]
                 if not failed:
                     return self._collection_ended(ended)
-                self._take_unconfigured(*failed[0][1:])
+                self._take_unconfigured(failed[0].usage, shown(failed[0].text))
                 self._begin(self._level_asked)
+            else:
+                raise _refused(answer["broken"])
         warm = answer["warm"]
         self.level = str(warm["level"])
         self.inbox.workers_collect = self.level == "imports"
@@ -256,7 +268,7 @@ class ForkdSession(WorkerEnds):
         if self._early.do_without(why):
             self.report_line(
                 "forkd: nothing is imported early any more, since a worker cannot be configured "
-                f"then: {why}"
+                f"then: {one_line(why)}"
             )
             return
         if usage:
@@ -277,7 +289,7 @@ class ForkdSession(WorkerEnds):
             self._take_unconfigured(usage, text)
         except BaseException:
             for each in nodes:
-                if not each.ready_at:  # interrupted, it would show where
+                if each.ready_at is None:  # interrupted, it would show where
                     self.backend.signal(each.gateway.id, signal.SIGKILL)
             raise
         self.nodemanager.warm = False
@@ -320,11 +332,14 @@ class ForkdSession(WorkerEnds):
                 raise CollectorLost("the collector's replacement found different tests")
             return nodes
         self.inbox.ids = ids
-        self.inbox.take_fixtures(warm.get("fixtures"))
+        try:
+            self.inbox.take_fixtures(warm["fixtures"])
+        except BadEvent as exc:
+            raise _refused(str(exc)) from None
         warn_about(warm["findings"], self.config)
         self._early.learn(warm["modules"], complete=True)
         self.memory.remember_seconds(warm["seconds"])
-        self.inbox.dispatch(nodes[0], warm["events"])
+        self._take_events(nodes[0], warm["events"])
         if self.config.getvalue("dist") == "each":
             return nodes
         nodes = self._keep(nodes, max(1, min(len(nodes), len(ids))))
@@ -335,6 +350,12 @@ class ForkdSession(WorkerEnds):
             self._do_without(node)
         self._have_workers(len(begin))
         return begin
+
+    def _take_events(self, node: ForkdWorkerController, events: list[Any]) -> None:
+        try:
+            self.inbox.take_collected(node, events)
+        except BadEvent as exc:
+            raise _refused(str(exc)) from None
 
     def _have_workers(self, count: int) -> None:
         """Let the options say how many there are: schedulers and plugins wait for so many."""
@@ -380,13 +401,16 @@ class ForkdSession(WorkerEnds):
         assert self.nodemanager is not None
         self.shouldstop = False
         node = next(iter(self.nodemanager.nodes.values()))
-        events = ended.get("events", [])
-        self.inbox.dispatch(node, [event for event in events if event[0] != "finished"])
+        events = ended["events"]
+        self._take_events(node, events)
         self._active_nodes.clear()
         for event in events:
-            if event[0] == "finished":
-                output = unpack_object(event[1])
-                reason = output.get("shouldfail") or output.get("shouldstop")
+            if isinstance(event, Finished):
+                try:
+                    output = unpack_output(event.workeroutput)
+                except ValueError as exc:
+                    raise _refused(f"finished: {exc}") from None
+                reason = output["shouldfail"] or output["shouldstop"]
                 if reason:
                     raise pytest.Session.Interrupted(str(reason))
         if node.interruption is not None:
@@ -394,7 +418,7 @@ class ForkdSession(WorkerEnds):
             if kind == "exit":
                 raise pytest.exit.Exception(message, returncode)
             raise KeyboardInterrupt(message)
-        if any(event[0] == "internal_error" for event in events):
+        if node.internal_errors:
             raise pytest.exit.Exception(
                 "internal error while collecting", int(pytest.ExitCode.INTERNAL_ERROR)
             )
@@ -415,7 +439,9 @@ class ForkdSession(WorkerEnds):
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
         """Let the node take what the worker has still sent, and tell the session then."""
         assert self.nodemanager is not None
-        self.nodemanager.nodes[worker].exited(end)
+        node = self.nodemanager.nodes.get(worker)
+        if node is not None and node.spawned:  # else it is a lie, about nobody
+            node.exited(end)
 
     def worker_collector_lost(self, reason: str, nodes: list[ForkdWorkerController]) -> None:
         """The collector died: start another one, once, and replace all workers."""
@@ -434,7 +460,8 @@ class ForkdSession(WorkerEnds):
             return
         answer = self._await_answer()
         if "warm" not in answer:
-            raise CollectorLost(f"{reason}; the one started instead could not collect: {answer}")
+            why = one_line(str(answer))
+            raise CollectorLost(f"{reason}; the one started instead could not collect: {why}")
         if self.level == "collection":
             self._take_collection(answer["warm"], [])
         assert self.nodemanager is not None

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from pytest_forkd.backends.guest_messages import NO_SESSION, check
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.frames import FrameError
+from pytest_forkd.channel.messages import Collected
 from pytest_forkd.channel.mux import (
     CONTROL,
     FILES,
@@ -99,6 +100,7 @@ class Machine:
         self._tell = tell
         self._link: Link | None = None
         self._received: collections.deque[tuple[str, Any]] = collections.deque()
+        self._collected = Collected()
         self._demultiplexer = Demultiplexer(CONTROL, WORKER, STDERR)
         self._channel: socket.socket | None = None
         self._stderr = 0
@@ -267,7 +269,9 @@ class Machine:
         messages = []
         for channel, payload in self._demultiplexer.feed(self._link.receive(timeout)):
             if channel == CONTROL:
-                messages.append(check(parse_control(payload)))
+                name, value = check(parse_control(payload))
+                if not self._collected.take(name, value):
+                    messages.append((name, value))
             elif channel == WORKER:
                 self._pass_on(payload)
             elif channel == STDERR:

@@ -18,6 +18,7 @@ from pytest_forkd.backends.base import Backend, BackendError, Listener, RunReque
 from pytest_forkd.backends.parents import Keep, Parent, describe_exit
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.channel.messages import Collected, check_collected, only_entry
 from pytest_forkd.processtree import Process, end_tree
 from pytest_forkd.snapshots.plan import Plan
 
@@ -45,6 +46,7 @@ class ProcessBackend(Backend):
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
+        self._collected = Collected()
         self._ending = False
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
@@ -99,6 +101,7 @@ class ProcessBackend(Backend):
         events.unregister(control)
         events.register(control, self._read_control)
         self._ending = False
+        self._collected = Collected()
         self._collector_pid = self._collector_status = None
         self._collector = self._take_early(request)
         if self._collector is None:
@@ -175,7 +178,12 @@ class ProcessBackend(Backend):
             self._collector.eof = True
             frames = [Frame({"broken": str(exc)}, [])]
         for frame in frames:
-            self._handle(frame.message)
+            try:
+                self._handle(frame.message)
+            except FrameError as exc:
+                self._collector.eof = True
+                self._listener.on_collector_message({"broken": str(exc)})
+                break
         if self._collector.eof:
             self._events.unregister(self._collector)
             if not self._ending:
@@ -183,17 +191,22 @@ class ProcessBackend(Backend):
 
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
+        if "broken" not in message:  # else it is our own
+            name, value = only_entry(message)
+            message = {name: check_collected(name, value)}
+            if self._collected.take(name, message[name]):
+                return
         if "exit" in message:
             end = message["exit"]
-            status = int(end["status"])
+            status = end["status"]
             self._listener.on_worker_exit(
                 end["worker"],
                 WorkerEnd(
                     describe_exit(os.waitstatus_to_exitcode(status)),
                     clean=status == 0,
-                    dump=end.get("dump", ""),
-                    out=end.get("out", ""),
-                    err=end.get("err", ""),
+                    dump=end["dump"],
+                    out=end["out"],
+                    err=end["err"],
                 ),
             )
         elif "fork_failed" in message:

@@ -18,6 +18,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``collectreport``  ``[data]``: a collection report that did not pass
 ``warning``        ``[data, when, nodeid, location]``
 ``ready``          ``[workerinfo]``
+``ids``            ``[ids]``: the first part of a collection that is too long for one message
 ``collection``     ``[ids, fixtures]``, only from a worker that collected for itself;
                    ``fixtures`` as ``parent.fixtures.fixture_table`` makes it
 ``unscheduled``    ``[indices]``: given back after a ``steal``
@@ -29,9 +30,10 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``finished``       ``[workeroutput]``, packed by :func:`pack_object`
 =================  =====================================================================
 
-A worker is not trusted: what it sends is decoded to builtins only. JSON is fast, but has neither
-tuples nor bytes; fields that pytest documents as tuples are made tuples again on arrival, and
-values that JSON cannot keep travel as execnet's own serialization of builtins.
+A worker is not trusted: what it sends is decoded to builtins only, as described in
+:mod:`pytest_forkd.channel.messages`. JSON is fast, but has neither tuples nor bytes; fields that
+pytest documents as tuples are made tuples again on arrival, and values that JSON cannot keep travel
+as execnet's own serialization of builtins.
 """
 
 from __future__ import annotations
@@ -40,13 +42,16 @@ import base64
 import io
 import json
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from execnet import DumpError, dumps
 from execnet.gateway_base import Unserializer, opcode
 
+from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES
+
 __all__ = [
-    "decode_batch",
     "encode_batch",
     "pack_object",
     "pack_report",
@@ -76,6 +81,8 @@ _PLAIN_FIELDS = frozenset(
         "worker_id",
     }
 )
+#: Those of them that may hold any builtins.
+_MAY_BE_PACKED = frozenset({"keywords", "longrepr", "result", "user_properties"})
 
 
 def pack_object(obj: object) -> str:
@@ -95,26 +102,85 @@ def unpack_object(text: str) -> Any:
     :raises ValueError: if ``text`` is nothing that :func:`pack_object` makes.
     """
     try:
-        stream = io.BytesIO(base64.b64decode(text, validate=True))
-        loader = Unserializer(stream)
-        loader.num2func = _LOADERS
-        return loader.load(versioned=True)
+        return _Loader(base64.b64decode(text, validate=True)).load(versioned=True)
     except ValueError:
         raise
     except Exception as exc:
         raise ValueError(f"not a packed object: {type(exc).__name__}: {exc}") from exc
 
 
-def _load_newlist(loader: Unserializer) -> None:
-    """execnet's makes a list of any length that it is told, before its items come."""
-    length = int.from_bytes(loader.stream.read(4), "big")
-    assert isinstance(loader.stream, io.BytesIO)
-    if length > len(loader.stream.getbuffer()) - loader.stream.tell():
-        raise ValueError(f"a list of {length} items is longer than the message")
-    loader.stack.append([None] * length)
+class _Loader(Unserializer):
+    """execnet's, within bounds: it would make a list of any length that it is told.
+
+    It makes one value of each instruction. Nor may values be nested so deeply that comparing,
+    hashing or showing them could exhaust the stack.
+
+    :param data: what ``execnet.dumps`` made.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._size = len(data)
+        self._values = 0
+        #: By ``id``: how many containers there are around what is in a container, itself included.
+        self._depths: dict[int, int] = {}
+
+    @property
+    def num2func(self) -> Any:  # type: ignore[override]
+        """Looked up once for each instruction."""
+        self._values += 1
+        if self._values > MAX_VALUES:
+            raise ValueError(f"a packed object has more than {MAX_VALUES} values")
+        return _LOADERS
+
+    def new_list(self) -> None:
+        """Refuse a list that is longer than the rest could fill."""
+        length = int.from_bytes(self.stream.read(4), "big")
+        if length > self._size:
+            raise ValueError(f"a list of {length} items is longer than the message")
+        self.stack.append([None] * length)
+        self._size -= length
+
+    def set_item(self) -> None:
+        """As execnet's, with the depth in mind."""
+        value = self.stack[-1]
+        self.load_setitem()
+        self._nest(self.stack[-1], value)
+
+    def collect(self, load: Callable[[Unserializer], None]) -> None:
+        """Make a tuple or a set with ``load``."""
+        length = int.from_bytes(self.stream.read(4), "big")
+        if length > len(self.stack):
+            raise ValueError(f"{length} items of which there are fewer")
+        assert isinstance(self.stream, io.BytesIO)
+        self.stream.seek(-4, io.SEEK_CUR)
+        # Before they are hashed.
+        depth = max((self._depths.get(id(v), 0) for v in self.stack[-length:]), default=0)
+        self._check(depth + 1)
+        load(self)
+        self._depths[id(self.stack[-1])] = depth + 1
+
+    def _nest(self, container: object, value: object) -> None:
+        depth = max(self._depths.get(id(container), 1), 1 + self._depths.get(id(value), 0))
+        self._check(depth)
+        self._depths[id(container)] = depth
+
+    @staticmethod
+    def _check(depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"a packed object is nested more than {MAX_DEPTH} levels deep")
 
 
-_LOADERS = {**Unserializer.num2func, opcode.NEWLIST: _load_newlist}
+_COLLECTIONS = (opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET)
+_LOADERS = {
+    **Unserializer.num2func,
+    opcode.NEWLIST: _Loader.new_list,
+    opcode.SETITEM: _Loader.set_item,
+    **{
+        code: partial(lambda load, loader: loader.collect(load), Unserializer.num2func[code])
+        for code in _COLLECTIONS
+    },
+}
 
 
 def pack_report(data: dict[str, Any]) -> dict[str, Any]:
@@ -168,14 +234,14 @@ def unpack_report(data: Any) -> dict[str, Any]:
         foreign = unpack_object(packed)
         if not isinstance(foreign, dict):
             raise ValueError("a report with packed fields that are no mapping")
+        if foreign.keys() & _PLAIN_FIELDS - _MAY_BE_PACKED:
+            raise ValueError("a report with packed fields that need not be")
         data.update(foreign)
     return data
 
 
-# ``json.dumps`` would make an encoder for each message, and ``json.loads`` guess the encoding and
-# look for white space.
+# ``json.dumps`` would make an encoder for each message.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_raw_decode = json.JSONDecoder().raw_decode
 
 
 def encode_batch(events: list[list[Any]]) -> bytes:
@@ -188,23 +254,3 @@ def encode_batch(events: list[list[Any]]) -> bytes:
     except (TypeError, ValueError) as exc:
         names = ", ".join(sorted({str(event[0]) for event in events}))
         raise DumpError(f"cannot send to the controller ({names}): {exc}") from exc
-
-
-def decode_batch(payload: bytes) -> list[list[Any]]:
-    """The events of a message.
-
-    :raises ValueError: if it is not a list of events.
-    """
-    try:
-        text = payload.decode("ascii")
-        events, end = _raw_decode(text)
-    except RecursionError:
-        raise ValueError("a message is nested too deeply") from None
-    if end != len(text):
-        raise ValueError("a message goes on after its end")
-    if not isinstance(events, list):
-        raise ValueError("a message is not a list of events")
-    for event in events:
-        if not (isinstance(event, list) and event and isinstance(event[0], str)):
-            raise ValueError("an event has no name")
-    return events

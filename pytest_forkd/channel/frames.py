@@ -17,10 +17,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES, check_json
+
 __all__ = ["MAX_FRAME_BYTES", "Frame", "FrameError", "FrameSocket", "peer_uid", "wait_for"]
 
-#: A collection of a million long test ids stays below this; nothing else comes near it.
-MAX_FRAME_BYTES = 256 * 1024 * 1024
+#: What may be longer, a collection, comes in parts.
+MAX_FRAME_BYTES = MAX_MESSAGE_BYTES
 #: Seconds for the peer to read something; it may be importing or collecting.
 SEND_TIMEOUT = 600.0
 _MAX_FDS = 16
@@ -161,14 +163,19 @@ class FrameSocket:
             return None
         length, fd_count = _HEADER.unpack_from(self._buffer)
         if length > MAX_FRAME_BYTES or fd_count > _MAX_FDS:
-            raise FrameError(f"a frame of {length} bytes with {fd_count} descriptors is too large")
+            raise FrameError(
+                f"a frame of {length} bytes with {fd_count} descriptors, of which "
+                f"{MAX_FRAME_BYTES} bytes and {_MAX_FDS} descriptors are allowed"
+            )
         end = _HEADER.size + length
         if len(self._buffer) < end:
             return None
         try:
-            message = json.loads(bytes(self._buffer[_HEADER.size : end]))
+            payload = bytes(memoryview(self._buffer)[_HEADER.size : end])
+            check_json(payload)
+            message = json.loads(payload)
         except (ValueError, RecursionError) as exc:
-            raise FrameError(f"a frame is not JSON: {exc}") from exc
+            raise FrameError(f"a frame cannot be decoded: {exc}") from exc
         if not isinstance(message, dict):
             raise FrameError("a frame is not a JSON object")
         if fd_count > len(self._fds):

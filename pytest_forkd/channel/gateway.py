@@ -23,16 +23,15 @@ import execnet
 from execnet.gateway import Gateway, RInfo
 from execnet.gateway_base import Message, opcode
 
+from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
 from pytest_forkd.channel.frames import wait_for
 from pytest_forkd.channel.wire import CHANNEL_ID
 
 if TYPE_CHECKING:
     from execnet.gateway_base import ExecModel
 
-__all__ = ["MAX_MESSAGE_BYTES", "CloneGateway", "EventQueue", "SocketIO"]
+__all__ = ["CloneGateway", "EventQueue", "SocketIO"]
 
-#: A test's reports, which repeat its output; what is larger ends the worker that sent it.
-MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
 _CHUNK = 256 * 1024
 #: Seconds that messages may gather where they come densely: nothing that a person would notice, and

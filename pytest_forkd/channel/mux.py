@@ -21,6 +21,7 @@ import json
 import struct
 from typing import Any
 
+from pytest_forkd.channel.bounds import check_json
 from pytest_forkd.channel.frames import MAX_FRAME_BYTES, FrameError
 
 __all__ = [
@@ -68,9 +69,10 @@ def parse_control(payload: bytes) -> dict[str, Any]:
     :raises FrameError: if there is none.
     """
     try:
+        check_json(payload)
         message = json.loads(payload)
     except (ValueError, RecursionError) as exc:
-        raise FrameError(f"a control message is not JSON: {exc}") from exc
+        raise FrameError(f"a control message cannot be decoded: {exc}") from exc
     if not isinstance(message, dict):
         raise FrameError("a control message is not a JSON object")
     return message

@@ -28,6 +28,7 @@ from _pytest.config import _prepareconfig
 from _pytest.outcomes import OutcomeException
 
 import pytest_forkd
+from pytest_forkd.channel.bounds import PART_CHARACTERS, parts, size
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import garbage, processes
@@ -295,14 +296,14 @@ class CollectorPlugin:
         # Frozen objects stay out of the workers' collections, which would copy their pages.
         # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
         garbage.freeze()
+        ids = self.send_parts([item.nodeid for item in session.items])
         self.nursery.connection.send(
             {
                 "warm": {
                     "level": "collection",
-                    "ids": [item.nodeid for item in session.items],
+                    "ids": ids,
                     "fixtures": fixture_table(session.items),
                     "events": self.interactor.outbox,
-                    "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
                     "modules": self.watch.modules(self.config, self.exclude),
                     "seconds": time.perf_counter() - self.started,
@@ -318,6 +319,16 @@ class CollectorPlugin:
         garbage.resume()
         become_worker(self.config, self.interactor, birth, self.watch.seeds)
         return None  # and so on to the interactor's run loop
+
+    def send_parts(self, ids: list[str]) -> list[str]:
+        """Send what is too long for one message, as far as it is; returns the rest of ``ids``."""
+        *first, rest = parts(ids)
+        for part in first:
+            self.nursery.connection.send({"part": {"ids": part, "events": []}})
+        events = self.interactor.outbox
+        while len(events) > 1 and sum(map(size, events)) > PART_CHARACTERS:
+            self.nursery.connection.send({"part": {"ids": [], "events": [events.pop(0)]}})
+        return rest
 
     def leave_if_unsuitable(self, *, complete: bool = False) -> None:
         """At level ``auto``, end the collector as soon as anything has been noticed."""
@@ -348,6 +359,7 @@ class CollectorPlugin:
     def report_end(self, status: int) -> None:
         """Tell the controller that the session ended before its run loop."""
         self.watch.stop()
+        self.send_parts([])
         self.nursery.connection.send(
             {"ended": {"status": status, "events": self.interactor.outbox}}
         )

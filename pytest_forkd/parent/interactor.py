@@ -22,6 +22,7 @@ from xdist.remote import (
     worker_title,
 )
 
+from pytest_forkd.channel.bounds import parts
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
 from pytest_forkd.channel.passed import PytestAlone, as_passed
@@ -185,7 +186,11 @@ class Interactor(WorkerInteractor):
             ids = [item.nodeid for item in session.items]
             # All workers collect the same: one of them tells what is shared.
             table = fixture_table(session.items) if self._is_first() else None
-            self.outbox.append(["collection", ids, table])
+            *first, rest = parts(ids)
+            for part in first:
+                self.outbox.append(["ids", part])
+                self.flush()
+            self.outbox.append(["collection", rest, table])
             self.flush()
 
     @pytest.hookimpl

@@ -19,7 +19,8 @@ from execnet.gateway_base import Message, dumps_internal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.channel.gateway import MAX_MESSAGE_BYTES, CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
+from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID, ChannelClosed, WorkerChannel
 from tests.unit import no_longer_than, property_based
 from tests.unit.test_frames import cut

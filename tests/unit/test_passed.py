@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.channel.events import decode_batch, encode_batch, pack_report, unpack_report
+from pytest_forkd.channel.events import encode_batch, pack_report, unpack_report
 from pytest_forkd.channel.passed import PHASES, PassedReports, PytestAlone, as_passed
 from tests.unit import property_based
 
@@ -39,7 +40,7 @@ def deserialize(data: dict[str, Any]) -> Any:
 def whole(report: pytest.TestReport) -> Any:
     """The report as it arrives in its whole form."""
     data: Any = _pytest.reports.pytest_report_to_serializable(report)
-    [[_, data]] = decode_batch(encode_batch([["report", pack_report({**data, **ADDED})]]))
+    [[_, data]] = json.loads(encode_batch([["report", pack_report({**data, **ADDED})]]))
     return deserialize(unpack_report(data))
 
 
@@ -83,7 +84,7 @@ def test_short_reports_come_back_as_whole_ones_do(
         )
         told = as_passed(report, nodeid, location)
         assert told is not None
-        [[_, *fields]] = decode_batch(encode_batch([["passed", *told]]))
+        [[_, *fields]] = json.loads(encode_batch([["passed", *told]]))
         assert fields.pop() == keywords
         made.append(item.report(*fields))
         expected = whole(report)

@@ -1,0 +1,128 @@
+"""Workers that say what is not so: they end, with a reason, and the others' tests go on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import Runner
+
+LIES = """
+    import time
+    import pytest
+    from pytest_forkd.channel.events import pack_object
+
+    def say(request, *events):
+        plugin, = (p for p in request.config.pluginmanager.get_plugins()
+                   if type(p).__name__ == "Interactor")
+        plugin.outbox.extend(events)
+        plugin.flush()
+        time.sleep(30)
+
+    def report(request, **changes):
+        data = {"nodeid": request.node.nodeid, "location": ["a", 1, "b"], "keywords": {},
+                "outcome": "passed", "longrepr": None, "when": "call", "sections": [],
+                "user_properties": [], "duration": 0.1, "start": 1.0, "stop": 1.1,
+                "$report_type": "TestReport"}
+        return ["report", {**data, **changes}]
+
+    OUTPUT = {"exitstatus": 0, "shouldfail": False, "shouldstop": False}
+    INFO = {"version": "3", "version_info": [3, 11, 0, "final", 0], "sysplatform": "", "cwd": "",
+            "platform": "", "executable": ""}
+
+    @pytest.mark.parametrize("lie", [
+        lambda r: ["unscheduled", []],
+        lambda r: ["ready", INFO],
+        lambda r: ["finished", pack_object(OUTPUT)],
+        lambda r: ["logstart", r.node.nodeid, [1, "x", None]],
+        lambda r: report(r, nodeid="test_it.py::test_good[3]", outcome="failed", longrepr="forged"),
+        lambda r: report(r, sections=[1]),
+        lambda r: report(r, duration="x"),
+        lambda r: report(r, toterminal="x"),
+        lambda r: ["collectreport", report(r, outcome="failed", longrepr="forged")[1]],
+        lambda r: ["deselected", 2**31 - 1],
+        lambda r: ["\\x1b[2J" + "x" * 1_000_000],
+    ], ids=str)
+    def test_lie(lie, request):
+        say(request, lie(request))
+
+    @pytest.mark.parametrize("i", range(4))
+    def test_good(i):
+        pass
+"""
+
+
+@pytest.mark.parametrize("dist", ["", "load", "loadscope", "worksteal"])
+def test_a_lie_ends_its_worker_alone(pytester: pytest.Pytester, run: Runner, dist: str) -> None:
+    pytester.makepyfile(test_it=LIES.replace("ids=str", "ids=[f'l{i}' for i in range(11)]"))
+    args = [f"--dist={dist}"] if dist else []
+    result = run("-v", "--durations=3", "-rf", "--max-worker-restart=99", *args)
+    told = result.stdout.str()
+    assert "INTERNALERROR" not in told
+    assert "\x1b[2J" not in told
+    assert len(told) < 100_000
+    result.assert_outcomes(failed=11, passed=4)
+    assert told.count("it was ended because it sent a bad message (") >= 11
+    assert "forged" not in told
+    assert "unknown event" in told
+    assert "it speaks of 'test_it.py::test_good[3]', which it does not run" in told
+
+
+def test_reports_of_one_test_without_end(pytester: pytest.Pytester, run: Runner) -> None:
+    """What a test tells is held back while it runs."""
+    pytester.makepyfile(
+        test_it=LIES.partition("@pytest")[0]
+        + """
+    def test_flood(request):
+        plugin, = (p for p in request.config.pluginmanager.get_plugins()
+                   if type(p).__name__ == "Interactor")
+        event = report(request, sections=[["x", "x" * 16_000_000]])
+        while True:
+            plugin.outbox.append(event)
+            plugin.flush()
+    def test_good():
+        pass
+    """
+    )
+    result = run("-q", "-rf", workers=2)
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*more than 268435456 bytes without another test*"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_a_collection_that_is_longer_than_a_message(
+    pytester: pytest.Pytester, run: Runner, warm: str
+) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("i", range(300), ids=lambda i: f"{i}-" + "x" * 1_000_000)
+        def test_it(i): pass
+        """
+    )
+    result = run(f"--forkd-warm={warm}", "-q", "-p", "no:cacheprovider", workers=2)
+    result.assert_outcomes(passed=300)
+
+
+def test_a_collection_that_no_message_holds_is_an_error_that_says_so(
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeconftest(
+        """
+        import pytest_forkd.channel.bounds as bounds
+        import pytest_forkd.channel.frames as frames
+        frames.MAX_FRAME_BYTES = 100_000
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.parametrize("i", [0], ids=lambda i: "x" * 200_000)
+        def test_it(i): pass
+        """
+    )
+    result = run("--forkd-warm=collection", "-q")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    told = result.stdout.str() + result.stderr.str()
+    assert "100000 bytes" in told
+    assert "INTERNALERROR" not in told

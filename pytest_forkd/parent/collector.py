@@ -257,7 +257,7 @@ class CollectorPlugin:
                     "level": "collection",
                     "ids": [item.nodeid for item in session.items],
                     "fixtures": fixture_table(session.items),
-                    "events": self.interactor.outbox,
+                    "events": self.interactor.outbox.take(),
                     "workerinfo": dict(xdist.remote.getinfodict()),
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
                     "modules": self.watch.modules(self.config, self.exclude),
@@ -265,7 +265,6 @@ class CollectorPlugin:
                 }
             }
         )
-        self.interactor.outbox = []
         birth = self.nursery.run()
         if birth is None:
             run_exit_handlers(join_threads=False)
@@ -305,7 +304,7 @@ class CollectorPlugin:
         """Tell the controller that the session ended before its run loop."""
         self.watch.stop()
         self.nursery.connection.send(
-            {"ended": {"status": status, "events": self.interactor.outbox}}
+            {"ended": {"status": status, "events": self.interactor.outbox.take()}}
         )
 
     @staticmethod

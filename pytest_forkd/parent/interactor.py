@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import time
 import warnings
@@ -12,21 +11,20 @@ from typing import Any
 
 import pytest
 from _pytest.outcomes import Exit
-from execnet import DumpError
 from xdist.remote import (
     Marker,
     Producer,
     WorkerInteractor,
     getinfodict,
-    serialize_warning_message,
     worker_title,
 )
 
 from pytest_forkd.channel.claims import Claims
-from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
+from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
+from pytest_forkd.parent.outbox import Outbox
 
 __all__ = ["Interactor"]
 
@@ -49,7 +47,7 @@ class Interactor(WorkerInteractor):
         self.log = Producer(f"worker-{self.workerid}", enabled=config.option.debug)
         self.nextitem_index = None
         #: Events that have not been sent yet.
-        self.outbox: list[list[Any]] = []
+        self.outbox = Outbox(config)
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._exhausted: Callable[[], str | None] | None = None
@@ -97,20 +95,12 @@ class Interactor(WorkerInteractor):
         self._channel = channel
         self._claims = claims
         self._exhausted = exhausted
-
-    def flush(self) -> None:
-        """Send what is in the outbox as one message."""
-        if self._channel is None or not self.outbox:
-            return
-        events, self.outbox = self.outbox, []
-        # Without a controller there is nobody to tell; the next look for commands ends the session.
-        with contextlib.suppress(OSError):
-            self._channel.send(encode_batch(events))
+        self.outbox.attach(channel)
 
     def send_ready(self) -> None:
         """Report that this worker exists."""
         self.outbox.append(["ready", dict(getinfodict())])
-        self.flush()
+        self.outbox.flush()
 
     # -- session -------------------------------------------------------------------------------
 
@@ -127,23 +117,13 @@ class Interactor(WorkerInteractor):
         workeroutput["shouldfail"] = self.session.shouldfail
         workeroutput["shouldstop"] = self.session.shouldstop
         yield
-        sendable = {}
-        for key, value in workeroutput.items():
-            try:
-                pack_object({key: value})
-            except DumpError as exc:
-                # xdist's worker would end with a traceback, and be taken for crashed.
-                text = f'config.workeroutput["{key}"] cannot be sent to the controller: {exc}'
-                self.outbox.append(["internal_error", text])
-            else:
-                sendable[key] = value
-        self.outbox.append(["finished", pack_object(sendable)])
-        self.flush()
+        self.outbox.add_finished(workeroutput)
+        self.outbox.flush()
 
     @pytest.hookimpl
     def pytest_internalerror(self, excrepr: object) -> None:
         self.outbox.append(["internal_error", str(excrepr)])
-        self.flush()
+        self.outbox.flush()
 
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -152,7 +132,7 @@ class Interactor(WorkerInteractor):
             self.outbox.append(["interrupted", "exit", str(value.msg), value.returncode])
         else:
             self.outbox.append(["interrupted", "keyboard", str(excinfo.value), None])
-        self.flush()
+        self.outbox.flush()
 
     # -- collection ----------------------------------------------------------------------------
 
@@ -179,7 +159,7 @@ class Interactor(WorkerInteractor):
             # All workers collect the same: one of them tells what is shared.
             table = fixture_table(session.items) if self._is_first() else None
             self.outbox.append(["collection", ids, table])
-            self.flush()
+            self.outbox.flush()
 
     @pytest.hookimpl
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
@@ -189,7 +169,7 @@ class Interactor(WorkerInteractor):
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
             data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-            self.outbox.append(["collectreport", pack_report(data)])
+            self.outbox.add_report("collectreport", data)
 
     @pytest.hookimpl
     def pytest_warning_recorded(
@@ -199,8 +179,7 @@ class Interactor(WorkerInteractor):
         nodeid: str,
         location: tuple[str, int, str] | None,
     ) -> None:
-        data = pack_object(serialize_warning_message(warning_message))
-        self.outbox.append(["warning", data, when, nodeid, location])
+        self.outbox.add_warning(warning_message, when, nodeid, location)
 
     # -- tests ---------------------------------------------------------------------------------
 
@@ -214,7 +193,7 @@ class Interactor(WorkerInteractor):
             if session.shouldfail or session.shouldstop:
                 break
             self._decide()  # unless its teardown has done so
-        self.flush()
+        self.outbox.flush()
         return True
 
     def run_one_test(self, *, in_teardown: bool = False) -> None:
@@ -232,13 +211,15 @@ class Interactor(WorkerInteractor):
         items = self.session.items
         self._item = item = items[self.item_index]
 
-        self._running = self._started = (item.nodeid, item.location)
+        location = sendable_location(item.location)
+        self._running = self._started = (item.nodeid, location)
         self._keywords = None
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures.spent = 0.0
-        self.outbox.append(["start", self.item_index, item.location])
-        self.flush()
+        self.outbox.begin()
+        self.outbox.append(["start", self.item_index, location])
+        self.outbox.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
         start = time.perf_counter()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
@@ -306,6 +287,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
         if self._started == (nodeid, location):
             self._started = None  # "start" has told it already
         else:
@@ -313,6 +295,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
         if self._running == (nodeid, location):
             self.outbox.append(["logfinish"])
         else:
@@ -338,10 +321,10 @@ class Interactor(WorkerInteractor):
         assert self.session.items[self.item_index].nodeid == report.nodeid
         if duration != report.duration:
             data["duration"] = duration
-        self.outbox.append(["report", pack_report(data)])
+        self.outbox.add_report("report", data)
         if report.when != "teardown" and (report.sections or report.failed):
             # Should the test crash its worker now, this is part of the story.
-            self.flush()
+            self.outbox.flush()
 
     def _count(self, report: pytest.TestReport) -> float:
         """Count what a phase took; returns what is to be reported: waiting is no part of it."""
@@ -370,7 +353,7 @@ class Interactor(WorkerInteractor):
                     return index
             # Until it is answered; what comes may have been taken back before it was read.
             self.outbox.append(["want"])
-            self.flush()
+            self.outbox.flush()
             start = time.perf_counter()
             self._receive(wait=True)
             seconds = time.perf_counter() - start
@@ -402,7 +385,7 @@ class Interactor(WorkerInteractor):
     def steal(self, indices: Any) -> None:
         """Give back the items at ``indices`` that are still queued."""
         self.outbox.append(["unscheduled", self._drop(set(indices))])
-        self.flush()
+        self.outbox.flush()
 
     def _drop(self, wanted: set[int]) -> list[int]:
         """Take out of the queue what is in it of ``wanted``."""

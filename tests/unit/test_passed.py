@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.channel.events import decode_batch, encode_batch, pack_report, unpack_report
+from pytest_forkd.channel.events import decode_batch, encode_batch, unpack_report
+from pytest_forkd.channel.packing import pack_report
 from pytest_forkd.channel.passed import PHASES, PassedReports, PytestAlone, as_passed
 from tests.unit import property_based
 
@@ -39,7 +40,7 @@ def deserialize(data: dict[str, Any]) -> Any:
 def whole(report: pytest.TestReport) -> Any:
     """The report as it arrives in its whole form."""
     data: Any = _pytest.reports.pytest_report_to_serializable(report)
-    [[_, data]] = decode_batch(encode_batch([["report", pack_report({**data, **ADDED})]]))
+    [[_, data]] = decode_batch(encode_batch([["report", pack_report({**data, **ADDED}, [])]]))
     return deserialize(unpack_report(data))
 
 

@@ -34,6 +34,8 @@ class RunRequest:
     :ivar modules: third-party modules to import at level ``imports``.
     :ivar scan: whether to look for more of them in test files and conftests.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
+    :ivar deadly: files that have ended the process that imported them, by path: what is to be
+        reported of each instead (``text`` and ``sections``).
     :ivar exclude: top-level packages that are the project's own, never imported early.
     """
 
@@ -52,6 +54,7 @@ class RunRequest:
     scan: bool = True
     testpaths: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    deadly: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def early_part(self) -> dict[str, Any]:
         """What of it can be known, or guessed, before the controller is configured."""
@@ -72,6 +75,7 @@ class WorkerEnd:
     :ivar dump: what faulthandler wrote, if anything.
     :ivar out: what it had written to standard output since its last report.
     :ivar err: the same for standard error.
+    :ivar importing: the file that it was importing, if any.
     :ivar abrupt: what it said last may not have arrived.
     :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
     """
@@ -83,6 +87,7 @@ class WorkerEnd:
     err: str = ""
     blameless: bool = False
     abrupt: bool = False
+    importing: str = ""
 
 
 class Listener(Protocol):
@@ -91,8 +96,11 @@ class Listener(Protocol):
     def on_collector_message(self, message: dict[str, Any]) -> None:
         """The collector sent ``warm``, ``unsuitable``, ``ended``, ``usage_error`` or ``broken``."""
 
-    def on_collector_lost(self, reason: str) -> None:
-        """The collector or its parent died unasked; its workers die with it."""
+    def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
+        """The collector or its parent died unasked; its workers die with it.
+
+        :param end: how the collector ended and what it has left, where that is known.
+        """
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
         """A worker's process has ended."""

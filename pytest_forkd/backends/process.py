@@ -93,6 +93,7 @@ class ProcessBackend(Backend):
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
+        self._collector_left: WorkerEnd | None = None
         self._ending = False
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
@@ -282,7 +283,7 @@ class ProcessBackend(Backend):
         events.unregister(control)
         events.register(control, self._read_control)
         self._ending = False
-        self._collector_pid = self._collector_status = None
+        self._collector_pid = self._collector_status = self._collector_left = None
         self._collector = self._take_early(request)
         if self._collector is None:
             self._collector = self._ask_for_collector(control, request.to_json())
@@ -325,8 +326,10 @@ class ProcessBackend(Backend):
         for frame in self._control.read_available():
             if "forked" in frame.message:
                 self._collector_pid = frame.message["forked"]
+                self._collector_status = self._collector_left = None
             elif frame.message.get("exited") == self._collector_pid:
                 self._collector_status = frame.message["status"]
+                self._collector_left = _end(frame.message)
         if self._control.eof:
             self._events.unregister(self._control)
 
@@ -344,23 +347,12 @@ class ProcessBackend(Backend):
         if self._collector.eof:
             self._events.unregister(self._collector)
             if not self._ending:
-                self._listener.on_collector_lost(self._collector_end())
+                self._listener.on_collector_lost(self._collector_end(), self._collector_left)
 
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
         if "exit" in message:
-            end = message["exit"]
-            status = int(end["status"])
-            self._listener.on_worker_exit(
-                end["worker"],
-                WorkerEnd(
-                    describe_exit(os.waitstatus_to_exitcode(status)),
-                    clean=status == 0,
-                    dump=end.get("dump", ""),
-                    out=end.get("out", ""),
-                    err=end.get("err", ""),
-                ),
-            )
+            self._listener.on_worker_exit(message["exit"]["worker"], _end(message["exit"]))
         elif "fork_failed" in message:
             failed = message["fork_failed"]
             self._listener.on_worker_exit(
@@ -522,6 +514,19 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
 def _disown(process: subprocess.Popen[bytes]) -> None:
     """Let a process live on without the warning that nobody has waited for it."""
     process.returncode = 0
+
+
+def _end(message: dict[str, Any]) -> WorkerEnd:
+    """How a process ended, as whoever has waited for it tells."""
+    status = int(message["status"])
+    return WorkerEnd(
+        describe_exit(os.waitstatus_to_exitcode(status)),
+        clean=status == 0,
+        dump=message.get("dump", ""),
+        out=message.get("out", ""),
+        err=message.get("err", ""),
+        importing=message.get("importing", ""),
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ behind to watch its workers, and ends with the run.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import importlib
 import os
@@ -34,7 +35,8 @@ from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
-from pytest_forkd.parent.hygiene import run_exit_handlers
+from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
+from pytest_forkd.parent.importing import ImportNotes, note_conftests
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
 from pytest_forkd.parent.preload import import_modules, named_modules
@@ -49,17 +51,25 @@ _REQUEST_TIMEOUT = 600.0
 
 
 def run_collector(
-    connection: FrameSocket, request: dict[str, Any], nursery: Nursery | None = None
+    connection: FrameSocket,
+    request: dict[str, Any],
+    nursery: Nursery | None = None,
+    files: CrashFiles | None = None,
 ) -> int:
     """Serve one run; returns in the collector and in each of its workers.
 
     :param connection: to the controller.
     :param request: see ``pytest_forkd.backends.process``.
     :param nursery: what forks the workers, where the connection is of another kind.
+    :param files: what is read if this process dies; of no use where nobody reads them.
     :returns: the process's exit status.
     """
     processes.become_subreaper()
     take_over(request)
+    files = files or CrashFiles()
+    note_conftests(files)
+    if faulthandler.is_enabled():
+        faulthandler.enable(file=files.dump)
     nursery = nursery or Nursery(connection)
     start: Start | pytest.UsageError | None = None
     if request.get("early"):
@@ -77,7 +87,7 @@ def run_collector(
         if request["level"] == "imports":
             birth = serve_imports(nursery, request)
         else:
-            birth = serve_collection(nursery, request, start or start_collection(request))
+            birth = serve_collection(nursery, request, start or start_collection(request), files)
     except pytest.UsageError as exc:
         connection.send({"usage_error": [str(arg) for arg in exc.args]})
         return int(pytest.ExitCode.USAGE_ERROR)
@@ -145,10 +155,16 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         return None
     gc.enable()
     workerinput = birth.workerinput
+    note_conftests(birth.files)
+    if faulthandler.is_enabled():
+        faulthandler.enable(file=birth.files.dump)
     set_role(workerinput)
     config = make_config(request, workerinput, birth.basetemp)
     interactor = Interactor(config, workerinput)
     configure_worker(config, interactor, birth)
+    config.pluginmanager.register(
+        ImportNotes(birth.files, request.get("deadly", {})), "forkd-import-notes"
+    )
     config.hook.pytest_cmdline_main(config=config)
     return birth
 
@@ -176,7 +192,9 @@ def start_collection(request: dict[str, Any]) -> Start:
     return Start(make_config(request, workerinput, None), workerinput, watch)
 
 
-def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) -> Birth | None:
+def serve_collection(
+    nursery: Nursery, request: dict[str, Any], start: Start, files: CrashFiles
+) -> Birth | None:
     """Configure and collect, then fork workers from inside the run loop.
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
@@ -200,6 +218,9 @@ def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) ->
     )
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
+    config.pluginmanager.register(
+        ImportNotes(files, request.get("deadly", {})), "forkd-import-notes"
+    )
     status = config.hook.pytest_cmdline_main(config=config)
     if plugin.birth is None:
         # No run loop: collection failed or was ended by a hook.

@@ -40,6 +40,10 @@ class Interactor(WorkerInteractor):
     nothing that had finished and the controller always knows what was running.
     """
 
+    # Held from before the first test, which may leave the modules that it patches in any state.
+    _clock = staticmethod(time.perf_counter)
+    _getpid = staticmethod(os.getpid)
+
     def __init__(self, config: pytest.Config, workerinput: dict[str, Any]) -> None:
         # Not WorkerInteractor's: that builds a queue with locks for a receiver thread.
         self.config = config
@@ -185,7 +189,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self._pid = os.getpid()
+        self._pid = self._getpid()
         in_teardown = self._decide_in_teardown()
         self.nextitem_index = self._next_index()
         while self.nextitem_index is not Marker.SHUTDOWN:
@@ -221,9 +225,9 @@ class Interactor(WorkerInteractor):
         self.outbox.append(["start", self.item_index, location])
         self.outbox.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
-        start = time.perf_counter()
+        start = self._clock()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
-        duration = time.perf_counter() - start - self._elsewhere - self._fixtures.spent
+        duration = self._clock() - start - self._elsewhere - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
         self._item = None
         phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
@@ -270,7 +274,7 @@ class Interactor(WorkerInteractor):
             if (
                 kwargs.get("item") is self._item is not None
                 and not (session.shouldfail or session.shouldstop)
-                and os.getpid() == self._pid  # not in what the test has forked
+                and self._getpid() == self._pid  # not in what the test has forked
             ):
                 self._decide()
                 kwargs = {**kwargs, "nextitem": self._nextitem()}
@@ -284,6 +288,12 @@ class Interactor(WorkerInteractor):
 
     def _fixture_was_set_up(self, key: str, seconds: float) -> None:
         self.outbox.append(["fixture", key, round(seconds, 5)])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """A fork that a test has made, and that returns from it, ends here: it is no worker."""
+        if self._getpid() != self._pid:
+            os._exit(0 if call.excinfo is None else 1)
 
     @pytest.hookimpl
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
@@ -354,9 +364,9 @@ class Interactor(WorkerInteractor):
             # Until it is answered; what comes may have been taken back before it was read.
             self.outbox.append(["want"])
             self.outbox.flush()
-            start = time.perf_counter()
+            start = self._clock()
             self._receive(wait=True)
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             self._waiting += seconds
             self._elsewhere += seconds
 

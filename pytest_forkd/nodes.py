@@ -299,14 +299,16 @@ class ForkdNodeManager(NodeManager):
         for node in nodes:
             self.spawn(node)
 
-    def request(self, warm: str, level: str, early: EarlyImports) -> RunRequest:
+    def request(
+        self, warm: str, level: str, early: EarlyImports, deadly: dict[str, dict[str, Any]]
+    ) -> RunRequest:
         """What the collector has to know about this run; see :class:`RunRequest`."""
         modules, rewriting = early.modules, early.rewriting()
         nodes = list(self.nodes.values())
         request = make_request(self.config, nodes[0].workerinput)
         request.nodes = [node.packed_workerinput() for node in nodes]
         request.basetemp = nodes[0].basetemp
-        request.warm, request.level = warm, level
+        request.warm, request.level, request.deadly = warm, level, deadly
         request.modules, request.scan, request.exclude = (
             modules.names,
             not modules.complete,
@@ -331,6 +333,12 @@ class ForkdNodeManager(NodeManager):
                 time.sleep(0.001)
             node.end = WorkerEnd(reason)
         return nodes
+
+    def kill_workers(self) -> None:
+        """End all workers, for others to take their places."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                self.backend.signal(node.gateway.id, signal.SIGKILL)
 
     def expect_end(self) -> None:
         """Have the collector leave while there is something else to do, if its workers have."""

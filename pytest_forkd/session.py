@@ -21,7 +21,6 @@ from pytest_forkd.channel.bounds import shown
 from pytest_forkd.channel.messages import Finished, Unconfigured, unpack_output
 from pytest_forkd.durations import Durations
 from pytest_forkd.early import EarlyImports
-from pytest_forkd.ends import WorkerEnds
 from pytest_forkd.garbage import (
     end_when_nothing_is_found,
     fewer_full_collections,
@@ -29,8 +28,9 @@ from pytest_forkd.garbage import (
 )
 from pytest_forkd.inbox import BadEvent, Inbox
 from pytest_forkd.logfiles import reopen_log_files
+from pytest_forkd.losses import CollectorLosses, CollectorLost
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
-from pytest_forkd.recovery import run_again, top_up
+from pytest_forkd.recovery import top_up
 from pytest_forkd.reserve import Reserve
 from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.settings import Settings
@@ -41,10 +41,6 @@ from pytest_forkd.warm import WarmMemory, finding_line, warn_about
 __all__ = ["ForkdSession"]
 
 
-class CollectorLost(RuntimeError):
-    """The collector died twice; there is no third try."""
-
-
 def _refused(why: str) -> Exception:
     """What ends a run whose collector has said what cannot be used."""
     return pytest.exit.Exception(
@@ -53,7 +49,7 @@ def _refused(why: str) -> Exception:
     )
 
 
-class ForkdSession(WorkerEnds):
+class ForkdSession(CollectorLosses):
     """Registered as ``dsession``, in the place of xdist's.
 
     :param config: the controller's configuration.
@@ -71,14 +67,11 @@ class ForkdSession(WorkerEnds):
         self.settings = settings
         self.backend = backend
         self.memory = WarmMemory(config)
-        #: The warm level in use: ``collection`` or ``imports``; ``None`` until it is settled.
-        self.level: str | None = None
         self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
         self._level_asked = self._recalled.level
         self._early = EarlyImports(config, backend, plan, self._recalled.modules, self.memory)
         self._warm_answer: dict[str, Any] | None = None
         self.inbox = Inbox(self)
-        self._collector_losses = 0
         self.durations = Durations(None, self.warn)
         self._estimates: Estimates | None = None
         self._reserve = Reserve(self._call_reserve)
@@ -151,7 +144,9 @@ class ForkdSession(WorkerEnds):
     def _begin(self, level: str) -> None:
         assert self.nodemanager is not None
         self._warm_answer = None
-        request = self.nodemanager.request(self.settings.warm, level, self._early)
+        request = self.nodemanager.request(
+            self.settings.warm, level, self._early, self._deadly.known
+        )
         self.backend.begin(request, self.nodemanager.events, self)
 
     @pytest.hookimpl
@@ -430,11 +425,11 @@ class ForkdSession(WorkerEnds):
         """Queue the collector's answer behind what has come in before it."""
         self.queue.put(("collector_answer", {"message": message}))
 
-    def on_collector_lost(self, reason: str) -> None:
+    def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
         """Its workers die with it: take what they have still sent, then handle the loss."""
         assert self.nodemanager is not None
         nodes = self.nodemanager.lose_collector(reason)
-        self.queue.put(("collector_lost", {"reason": reason, "nodes": nodes}))
+        self.queue.put(("collector_lost", {"reason": reason, "nodes": nodes, "end": end}))
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
         """Let the node take what the worker has still sent, and tell the session then."""
@@ -442,39 +437,6 @@ class ForkdSession(WorkerEnds):
         node = self.nodemanager.nodes.get(worker)
         if node is not None and node.spawned:  # else it is a lie, about nobody
             node.exited(end)
-
-    def worker_collector_lost(self, reason: str, nodes: list[ForkdWorkerController]) -> None:
-        """The collector died: start another one, once, and replace all workers."""
-        self._collector_losses += 1
-        if self.level is not None and not nodes:
-            return  # every worker had finished
-        if self._collector_losses > 1:
-            raise CollectorLost(f"{reason}; so did the one before it")
-        self.report_line(f"\nforkd: {reason}; starting another one")
-        level = self.level or self._level_asked
-        try:
-            self._begin(level)
-        except BackendError as exc:
-            raise CollectorLost(f"{reason}; no other can be started: {exc}") from exc
-        if self.level is None:
-            return
-        answer = self._await_answer()
-        if "warm" not in answer:
-            why = one_line(str(answer))
-            raise CollectorLost(f"{reason}; the one started instead could not collect: {why}")
-        if self.level == "collection":
-            self._take_collection(answer["warm"], [])
-        assert self.nodemanager is not None
-        self.nodemanager.spawn_nodes([])
-        for node in nodes:
-            node._down = True
-            self.config.hook.pytest_testnodedown(node=node, error=reason)
-            interrupted, _more = self._take_out(node)
-            if interrupted:
-                run_again(self.sched, node, interrupted)
-            self._replace(node)
-            self._active_nodes.discard(node)
-            node.discard()
 
     def _failed_worker_collectreport(
         self, node: Any, rep: pytest.CollectReport | pytest.TestReport

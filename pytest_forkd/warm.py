@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -138,11 +139,21 @@ class WarmMemory:
         return all(_stamp(path) == stamp for path, stamp in files.items())
 
     def _get(self, key: str) -> Any:
-        return self._cache.get(key, None) if self._cache is not None else None
+        value = self._cache.get(key, None) if self._cache is not None else None
+        return _from_text(value) if isinstance(value, str) else value
 
     def _set(self, key: str, value: object) -> None:
         if self._cache is not None:
-            self._cache.set(key, value)
+            try:
+                self._cache.set(key, value)
+            except UnicodeEncodeError:  # pytest's cache keeps no file names that are not UTF-8
+                self._cache.set(key, json.dumps(value))
+
+
+def _from_text(value: str) -> Any:
+    with contextlib.suppress(ValueError):
+        return json.loads(value)
+    return None
 
 
 def active_plugins(config: pytest.Config) -> list[str]:

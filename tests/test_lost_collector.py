@@ -141,6 +141,22 @@ def test_a_collector_that_dies_while_collecting_is_replaced(
     result.stdout.fnmatch_lines([f"forkd: the {who}*ended with signal SIGKILL; starting another*"])
 
 
+def assert_blamed(
+    pytester: pytest.Pytester, result: pytest.RunResult, reason: str, *, passed: int
+) -> None:
+    """The modules test_b are errors, which say how the process ended; the other tests ran."""
+    result.assert_outcomes(passed=passed, errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert blamed(result) == ["test_b.py"]
+    shown = result.stdout.str() + result.stderr.str()
+    assert "INTERNALERROR" not in shown
+    assert "Traceback" not in shown
+    result.stdout.fnmatch_lines([f"The process that was importing test_b.py ended with {reason}."])
+    assert len(matching(result.outlines, "starting again without it")) == 1
+    assert_each_ran(pytester, tests=passed)
+
+
+@pytest.mark.parametrize("warm", ["auto", "imports"])
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
@@ -150,50 +166,83 @@ def test_a_collector_that_dies_while_collecting_is_replaced(
         ("exit_0", "exit code 0"),
     ],
 )
-def test_a_module_that_kills_its_process_at_import_ends_the_run(
-    pytester: pytest.Pytester, run: Runner, how: str, reason: str
+def test_a_module_that_ends_its_process_at_import_is_an_error(
+    pytester: pytest.Pytester, run: Runner, how: str, reason: str, warm: str
 ) -> None:
-    """After the second attempt, with an internal error that says how the process ended."""
+    """Of that module, with all that the process has left; the tests of the others run."""
     write_suite(
         pytester,
         test_a="def test_it(): pass",
-        test_b=f"from doing import die, note\nnote('imported')\ndie({how!r})",
+        test_b=f"print('about to')\nfrom doing import die\ndie({how!r})",
+        test_c="def test_it(): pass",
+    )
+    result = run("-rfE", f"--forkd-warm={warm}", workers=3)
+    assert_blamed(pytester, result, reason, passed=2)
+    result.stdout.fnmatch_lines(["*Captured stdout*", "about to"])
+    assert matching(result.outlines, "node down") == []
+    if how in ("segfault", "abort"):
+        result.stdout.fnmatch_lines(["Fatal Python error: *", "*test_b.py*line 3*"])
+
+
+def test_a_module_whose_import_is_killed_is_tried_twice(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """It may have been killed from outside: by the kernel, for what others took of the memory."""
+    write_suite(
+        pytester,
+        test_a="def test_it(): pass",
+        test_b="from doing import die, note\nnote('imported')\ndie('sigkill')",
     )
     result = run("-rfE")
-    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
-    result.stdout.fnmatch_lines(
-        [f"INTERNALERROR> *CollectorLost: the collector ended with {reason}; so did the one *"]
-    )
-    assert starts(pytester) == {}
+    assert_blamed(pytester, result, "signal SIGKILL", passed=1)
     assert len((pytester.path / "imported").read_text().split()) == 2
 
 
-def test_a_fatal_signal_while_collecting_leaves_its_dump(
-    pytester: pytest.Pytester, run: Runner
+@pytest.mark.parametrize("warm", ["auto", "imports"])
+def test_several_modules_that_end_their_process_are_all_found(
+    pytester: pytest.Pytester, run: Runner, warm: str
 ) -> None:
-    """On standard error, as with plain pytest: it names the line that killed the process."""
-    write_suite(pytester, test_b="from doing import die\ndie('segfault')")
-    result = run("-rfE")
-    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
-    result.stderr.fnmatch_lines(["Fatal Python error: Segmentation fault", "*test_b.py*line 2*"])
-
-
-def test_at_level_imports_a_module_that_kills_its_process_fails_the_run(
-    pytester: pytest.Pytester, run: Runner
-) -> None:
-    """There each worker collects, and dies; the limit on replacements ends that."""
     write_suite(
         pytester,
-        test_a="def test_it(): pass",
-        test_b="from doing import die, note\nnote('imported')\ndie('segfault')",
+        test_a="from doing import die\ndie('exit_3')",
+        test_b="def test_it(): pass",
+        test_c="from doing import die\ndie('abort')",
     )
-    result = run("-rfE", "--forkd-warm=imports", "--max-worker-restart=2")
-    assert result.ret != 0
-    assert starts(pytester) == {}
+    result = run("-rfE", f"--forkd-warm={warm}")
+    result.assert_outcomes(passed=1, errors=2)
+    assert blamed(result) == ["test_a.py", "test_c.py"]
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+def test_the_number_of_such_modules_has_a_limit(pytester: pytest.Pytester, run: Runner) -> None:
+    pytester.makepyfile(**{f"test_{i:02}": "import os; os._exit(3)" for i in range(12)})
+    result = run()
+    assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(
-        ["*node down: Not properly terminated: signal SIGSEGV", "*maximum crashed workers *: 2*"]
+        ["*Interrupted: The process that was importing test_10.py ended with exit code 3, as did *"]
     )
-    assert 3 <= len((pytester.path / "imported").read_text().split()) <= 4
+
+
+@pytest.mark.parametrize("where", ["conftest.py", "sub/conftest.py"])
+@pytest.mark.parametrize("warm", ["auto", "imports"])
+def test_a_conftest_that_ends_its_process_is_a_usage_error(
+    pytester: pytest.Pytester, run: Runner, where: str, warm: str
+) -> None:
+    """Nothing can be collected without it; plain pytest dies of it without a word."""
+    pytester.mkdir("sub")
+    pytester.makepyfile(test_a="def test_it(): pass")
+    (pytester.path / "sub" / "test_b.py").write_text("def test_it(): pass")
+    (pytester.path / where).write_text(
+        # The controller loads the first ones, too.
+        "import os, pytest_forkd\n"
+        "if pytest_forkd._config_of_a_clone or 'sub' in __file__: os._exit(3)\n"
+    )
+    result = run(f"--forkd-warm={warm}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        [f"ERROR: The process that was importing {where} ended with exit code 3."]
+    )
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
 def test_what_a_test_had_started_goes_with_the_collector(

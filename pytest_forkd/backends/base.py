@@ -35,6 +35,8 @@ class RunRequest:
     :ivar modules: third-party modules to import at level ``imports``.
     :ivar scan: whether to look for more of them in test files and conftests.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
+    :ivar deadly: files that have ended the process that imported them, by path: what is to be
+        reported of each instead (``text`` and ``sections``).
     :ivar exclude: top-level packages that are the project's own, never imported early.
     :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` is all.
     :ivar rewriting: whose assertions pytest rewrites (see ``snapshots.plan.Rewriting``).
@@ -57,6 +59,7 @@ class RunRequest:
     exclude: list[str] = field(default_factory=list)
     rewriting: dict[str, Any] | None = None
     skip: dict[str, str] = field(default_factory=dict)
+    deadly: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def early_part(self) -> dict[str, Any]:
         """What of it can be known, or guessed, before the controller is configured."""
@@ -77,6 +80,7 @@ class WorkerEnd:
     :ivar dump: what faulthandler wrote, if anything.
     :ivar out: what it had written to standard output since its last report.
     :ivar err: the same for standard error.
+    :ivar importing: the file that it was importing, if any.
     :ivar abrupt: what it said last may not have arrived.
     :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
     """
@@ -88,6 +92,7 @@ class WorkerEnd:
     err: str = ""
     blameless: bool = False
     abrupt: bool = False
+    importing: str = ""
 
 
 class Listener(Protocol):
@@ -96,8 +101,11 @@ class Listener(Protocol):
     def on_collector_message(self, message: dict[str, Any]) -> None:
         """The collector sent ``warm``, or why it has none, or ``broken``."""
 
-    def on_collector_lost(self, reason: str) -> None:
-        """The collector or its parent died unasked; its workers die with it."""
+    def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
+        """The collector or its parent died unasked; its workers die with it.
+
+        :param end: how the collector ended and what it has left, where that is known.
+        """
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
         """A worker's process has ended."""

@@ -47,6 +47,7 @@ class ProcessBackend(Backend):
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
         self._collected = Collected()
+        self._collector_left: WorkerEnd | None = None
         self._ending = False
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
@@ -102,7 +103,7 @@ class ProcessBackend(Backend):
         events.register(control, self._read_control)
         self._ending = False
         self._collected = Collected()
-        self._collector_pid = self._collector_status = None
+        self._collector_pid = self._collector_status = self._collector_left = None
         self._collector = self._take_early(request)
         if self._collector is None:
             self._collector = self._ask_for_collector(control, request.to_json())
@@ -155,11 +156,13 @@ class ProcessBackend(Backend):
         """What the parent says of collectors."""
         if "forked" in message:
             pid = self._collector_pid = int(message["forked"])
+            self._collector_status = self._collector_left = None
             self._collectors[pid] = Process.running(pid)
         elif "exited" in message:
             self._collectors.pop(message["exited"], None)
             if message["exited"] == self._collector_pid:
                 self._collector_status = message["status"]
+                self._collector_left = _end(message)
 
     def _end_collectors(self) -> None:
         """End what this run has started, and all that descends from it."""
@@ -187,7 +190,7 @@ class ProcessBackend(Backend):
         if self._collector.eof:
             self._events.unregister(self._collector)
             if not self._ending:
-                self._listener.on_collector_lost(self._collector_end())
+                self._listener.on_collector_lost(self._collector_end(), self._collector_left)
 
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
@@ -197,18 +200,7 @@ class ProcessBackend(Backend):
             if self._collected.take(name, message[name]):
                 return
         if "exit" in message:
-            end = message["exit"]
-            status = end["status"]
-            self._listener.on_worker_exit(
-                end["worker"],
-                WorkerEnd(
-                    describe_exit(os.waitstatus_to_exitcode(status)),
-                    clean=status == 0,
-                    dump=end["dump"],
-                    out=end["out"],
-                    err=end["err"],
-                ),
-            )
+            self._listener.on_worker_exit(message["exit"]["worker"], _end(message["exit"]))
         elif "fork_failed" in message:
             failed = message["fork_failed"]
             self._listener.on_worker_exit(
@@ -318,6 +310,19 @@ class ProcessBackend(Backend):
             self._events.unregister(control)
         if not self._parent.close():
             self._end_collectors()
+
+
+def _end(message: dict[str, Any]) -> WorkerEnd:
+    """How a process ended, as whoever has waited for it tells."""
+    status = int(message["status"])
+    return WorkerEnd(
+        describe_exit(os.waitstatus_to_exitcode(status)),
+        clean=status == 0,
+        dump=message.get("dump", ""),
+        out=message.get("out", ""),
+        err=message.get("err", ""),
+        importing=message.get("importing", ""),
+    )
 
 
 def _real_stderr(stack: contextlib.ExitStack) -> int:

@@ -8,7 +8,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``logfinish``      ``[nodeid, location]``, or nothing where both are those of ``start``
 ``passed``         ``[when, duration, start, stop, keywords]``: a report of the running item, see
                    :mod:`pytest_forkd.channel.passed`; no keywords where they are as before
-``report``         ``[data]``: a test report, see :func:`pack_report`
+``report``         ``[data]``: a test report, see :mod:`pytest_forkd.channel.packing`
 ``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
                    time counts waiting and shared fixtures; ``phases`` are those of set-up, call
                    and teardown, ``None`` if the test was skipped
@@ -34,6 +34,9 @@ A worker is not trusted: what it sends is decoded to builtins only, as described
 :mod:`pytest_forkd.channel.messages`. JSON is fast, but has neither tuples nor bytes; fields that
 pytest documents as tuples are made tuples again on arrival, and values that JSON cannot keep travel
 as execnet's own serialization of builtins.
+
+A test may leave the modules that it has patched in any state. What a worker needs here is therefore
+held from when this module was imported, which is before the first test.
 """
 
 from __future__ import annotations
@@ -46,20 +49,24 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from execnet import DumpError, dumps
-from execnet.gateway_base import Unserializer, opcode
+from execnet import DumpError
+from execnet.gateway_base import (
+    COMPLEX_FORMAT,
+    FLOAT_FORMAT,
+    Unserializer,
+    _Serializer,
+    opcode,
+)
 
 from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES
 
 __all__ = [
     "encode_batch",
     "pack_object",
-    "pack_report",
     "unpack_object",
     "unpack_report",
 ]
 
-_SCALARS = (str, int, float, bool, type(None))
 #: The fields that pytest's own reports have (pytest 8 and 9: ``TestReport``, ``CollectReport``).
 _PLAIN_FIELDS = frozenset(
     {
@@ -85,15 +92,48 @@ _PLAIN_FIELDS = frozenset(
 _MAY_BE_PACKED = frozenset({"keywords", "longrepr", "result", "user_properties"})
 
 
+class _Packer(_Serializer):
+    """execnet's, and what that cannot take: lone surrogates, and integers below -2**31."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        super().__init__(self._parts.append)
+
+    def pack(self, obj: object) -> bytes:
+        self.save(obj, versioned=True)
+        return b"".join(self._parts)
+
+    def _write_unicode_string(self, s: str) -> None:
+        self._write_byte_sequence(s.encode("utf-8", "surrogatepass"))
+
+    def _save_integral(self, i: int, short_op: bytes, long_op: bytes) -> None:
+        if -(2**31) <= i < 2**31:
+            self._write(short_op + i.to_bytes(4, "big", signed=True))
+        else:
+            self._write(long_op)
+            self._write_byte_sequence(str(i).encode("ascii"))
+
+    def _write_int4(self, i: int, error: str = "too large") -> None:
+        if i >= 2**31:
+            raise DumpError(error)
+        self._write(i.to_bytes(4, "big", signed=True))
+
+    def save_float(self, flt: float) -> None:
+        self._write(opcode.FLOAT + _pack_float(flt))
+
+    def save_complex(self, cpx: complex) -> None:
+        self._write(opcode.COMPLEX + _pack_complex(cpx.real, cpx.imag))
+
+
 def pack_object(obj: object) -> str:
     """Builtins of any nesting (tuples, sets and bytes included) as a JSON string.
 
     :raises execnet.DumpError: for anything that is not a builtin.
     """
     try:
-        return base64.b64encode(dumps(obj)).decode("ascii")
-    except struct.error as exc:  # execnet 2.1 with an integer below -2**31
-        raise DumpError(f"an integer is too small: {exc}") from exc
+        return _b64encode(_Packer().pack(obj)).decode("ascii")
+    except (ValueError, RecursionError) as exc:  # an integer, or a nesting, that is too long
+        raise DumpError(str(exc)) from exc
 
 
 def unpack_object(text: str) -> Any:
@@ -171,50 +211,30 @@ class _Loader(Unserializer):
             raise ValueError(f"a packed object is nested more than {MAX_DEPTH} levels deep")
 
 
+def _load_text(loader: Unserializer) -> None:
+    loader.stack.append(loader._read_byte_string().decode("utf-8", "surrogatepass"))
+
+
 _COLLECTIONS = (opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET)
+
+
 _LOADERS = {
     **Unserializer.num2func,
     opcode.NEWLIST: _Loader.new_list,
     opcode.SETITEM: _Loader.set_item,
+    opcode.PY3STRING: _load_text,
     **{
         code: partial(lambda load, loader: loader.collect(load), Unserializer.num2func[code])
         for code in _COLLECTIONS
     },
 }
-
-
-def pack_report(data: dict[str, Any]) -> dict[str, Any]:
-    """Make a report that pytest serialized ready for JSON.
-
-    :param data: what ``pytest_report_to_serializable`` returned.
-    :returns: the same fields; those that plugins added and JSON could not keep are moved,
-        packed, to ``"$packed"``.
-    :raises execnet.DumpError: if a plugin's field holds something that is no builtin, as it would
-        under xdist.
-    """
-    foreign = {
-        key: value
-        for key, value in data.items()
-        if key not in _PLAIN_FIELDS and type(value) not in _SCALARS
-    }
-    properties: list[Any] | None = data.get("user_properties")
-    if properties and not all(
-        type(part) in _SCALARS for pair in properties for part in _parts(pair)
-    ):
-        foreign["user_properties"] = properties
-    if not foreign:
-        return data
-    plain = {key: value for key, value in data.items() if key not in foreign}
-    plain["$packed"] = pack_object(foreign)
-    return plain
-
-
-def _parts(pair: object) -> tuple[object, ...]:
-    return tuple(pair) if isinstance(pair, (tuple, list)) else (pair,)
+_b64encode = base64.b64encode
+_pack_float = struct.Struct(FLOAT_FORMAT).pack
+_pack_complex = struct.Struct(COMPLEX_FORMAT).pack
 
 
 def unpack_report(data: Any) -> dict[str, Any]:
-    """The inverse of :func:`pack_report`, with tuples where pytest's reports have tuples.
+    """The inverse of ``packing.pack_report``, with tuples where pytest's reports have tuples.
 
     :raises ValueError: if ``data`` is no report.
     """
@@ -247,10 +267,11 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 def encode_batch(events: list[list[Any]]) -> bytes:
     """A message of several events.
 
-    :raises execnet.DumpError: if an event holds something that is no builtin; it names the event.
+    :raises execnet.DumpError: if an event holds something that JSON cannot keep, see
+        :func:`pytest_forkd.channel.packing.sendable_event`; it names the events.
     """
     try:
         return _encode(events).encode("ascii")
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, RecursionError) as exc:
         names = ", ".join(sorted({str(event[0]) for event in events}))
         raise DumpError(f"cannot send to the controller ({names}): {exc}") from exc

@@ -470,8 +470,9 @@ class _Exit(_Worker):
     err: str
 
 
-class _ExitReason(TypedDict, total=False):
+class _ExitMore(TypedDict, total=False):
     reason: str | None
+    importing: Name
 
 
 _Texts = Annotated[list[str], Meta(max_length=20)]
@@ -494,8 +495,13 @@ def _show_findings(value: dict[str, Any]) -> dict[str, Any]:
 
 def _exit(value: Any) -> dict[str, Any]:
     end: dict[str, Any] = convert(value, _Exit)
-    reason = convert(value, _ExitReason).get("reason")
-    return {**end, "reason": None if reason is None else shown(reason)}
+    more = convert(value, _ExitMore)
+    reason = more.get("reason")
+    return {
+        **end,
+        "reason": None if reason is None else shown(reason),
+        "importing": more.get("importing", ""),  # a path, not to be changed
+    }
 
 
 def _unconfigured(value: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ behind to watch its workers, and ends with the run.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import os
 import signal
@@ -34,7 +35,8 @@ from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import garbage, processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
-from pytest_forkd.parent.hygiene import run_exit_handlers
+from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
+from pytest_forkd.parent.importing import ImportNotes, note_conftests
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
 from pytest_forkd.parent.preload import (
@@ -62,17 +64,25 @@ _REQUEST_TIMEOUT = 600.0
 
 
 def run_collector(
-    connection: FrameSocket, request: dict[str, Any], nursery: Nursery | None = None
+    connection: FrameSocket,
+    request: dict[str, Any],
+    nursery: Nursery | None = None,
+    files: CrashFiles | None = None,
 ) -> int:
     """Serve one run; returns in the collector and in each of its workers.
 
     :param connection: to the controller.
     :param request: see ``pytest_forkd.backends.process``.
     :param nursery: what forks the workers, where the connection is of another kind.
+    :param files: what is read if this process dies; of no use where nobody reads them.
     :returns: the process's exit status.
     """
     processes.become_subreaper()
     take_over(request)
+    files = files or CrashFiles()
+    note_conftests(files)
+    if faulthandler.is_enabled():
+        faulthandler.enable(file=files.dump)
     nursery = nursery or Nursery(connection)
     last_early = last_module()
     start: Start | Unconfigured | None = None
@@ -95,7 +105,7 @@ def run_collector(
         else:
             if isinstance(start, Unconfigured):
                 raise start
-            birth = serve_collection(nursery, request, start or start_collection(request))
+            birth = serve_collection(nursery, request, start or start_collection(request), files)
     except Unconfigured as exc:
         connection.send({"unconfigured": exc.reason})
         return int(pytest.ExitCode.USAGE_ERROR)
@@ -181,11 +191,17 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         return None
     garbage.resume()
     workerinput = birth.workerinput
+    note_conftests(birth.files)
+    if faulthandler.is_enabled():
+        faulthandler.enable(file=birth.files.dump)
     set_role(workerinput)
     try:
         config = make_config(request, workerinput, birth.basetemp)
         interactor = Interactor(config, workerinput)
         configure_worker(config, interactor, birth)
+        config.pluginmanager.register(
+            ImportNotes(birth.files, request.get("deadly", {})), "forkd-import-notes"
+        )
         run_session(config)
     except Unconfigured as exc:
         tell_unconfigured(birth, exc.reason)
@@ -228,7 +244,9 @@ def start_collection(request: dict[str, Any]) -> Start:
     return Start(make_config(request, workerinput, None), workerinput, watch)
 
 
-def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) -> Birth | None:
+def serve_collection(
+    nursery: Nursery, request: dict[str, Any], start: Start, files: CrashFiles
+) -> Birth | None:
     """Configure and collect, then fork workers from inside the run loop.
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
@@ -252,6 +270,9 @@ def serve_collection(nursery: Nursery, request: dict[str, Any], start: Start) ->
     )
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
+    config.pluginmanager.register(
+        ImportNotes(files, request.get("deadly", {})), "forkd-import-notes"
+    )
     status = run_session(config)
     if plugin.birth is None:
         # No run loop: collection failed or was ended by a hook.
@@ -296,21 +317,21 @@ class CollectorPlugin:
         # Frozen objects stay out of the workers' collections, which would copy their pages.
         # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
         garbage.freeze()
-        ids = self.send_parts([item.nodeid for item in session.items])
+        events = self.interactor.outbox.take()
+        ids = self.send_parts([item.nodeid for item in session.items], events)
         self.nursery.connection.send(
             {
                 "warm": {
                     "level": "collection",
                     "ids": ids,
                     "fixtures": fixture_table(session.items),
-                    "events": self.interactor.outbox,
+                    "events": events,
                     "findings": [f.to_json() for f in self.watch.trips(self.config) + findings],
                     "modules": self.watch.modules(self.config, self.exclude),
                     "seconds": time.perf_counter() - self.started,
                 }
             }
         )
-        self.interactor.outbox = []
         birth = self.nursery.run()
         if birth is None:
             run_exit_handlers(join_threads=False)
@@ -320,12 +341,15 @@ class CollectorPlugin:
         become_worker(self.config, self.interactor, birth, self.watch.seeds)
         return None  # and so on to the interactor's run loop
 
-    def send_parts(self, ids: list[str]) -> list[str]:
-        """Send what is too long for one message, as far as it is; returns the rest of ``ids``."""
+    def send_parts(self, ids: list[str], events: list[list[Any]]) -> list[str]:
+        """Send what is too long for one message, as far as it is.
+
+        :param events: what is left of them is in there afterwards.
+        :returns: the rest of ``ids``.
+        """
         *first, rest = parts(ids)
         for part in first:
             self.nursery.connection.send({"part": {"ids": part, "events": []}})
-        events = self.interactor.outbox
         while len(events) > 1 and sum(map(size, events)) > PART_CHARACTERS:
             self.nursery.connection.send({"part": {"ids": [], "events": [events.pop(0)]}})
         return rest
@@ -359,10 +383,9 @@ class CollectorPlugin:
     def report_end(self, status: int) -> None:
         """Tell the controller that the session ended before its run loop."""
         self.watch.stop()
-        self.send_parts([])
-        self.nursery.connection.send(
-            {"ended": {"status": status, "events": self.interactor.outbox}}
-        )
+        events = self.interactor.outbox.take()
+        self.send_parts([], events)
+        self.nursery.connection.send({"ended": {"status": status, "events": events}})
 
     @staticmethod
     def end(status: int) -> NoReturn:

@@ -42,15 +42,25 @@ class CrashFiles:
     LIMIT = 256 * 1024
 
     def __init__(self) -> None:
-        self.dump, self.out, self.err = (_nameless_file() for _ in range(3))
+        self.dump, self.out, self.err, self._note = (_nameless_file() for _ in range(4))
+
+    def note(self, path: str) -> None:
+        """Note the file that is being imported; none if ``path`` is empty."""
+        os.pwrite(self._note, os.fsencode(path) + b"\0", 0)
 
     def read(self) -> dict[str, str]:
-        """What the worker left: ``dump``, ``out`` and ``err``."""
-        return {"dump": _tail(self.dump), "out": _tail(self.out), "err": _tail(self.err)}
+        """What the process left: ``dump``, ``out``, ``err``; the file it was ``importing``."""
+        importing = os.pread(self._note, 4 * 4096, 0).partition(b"\0")[0]
+        return {
+            "dump": _tail(self.dump),
+            "out": _tail(self.out),
+            "err": _tail(self.err),
+            "importing": os.fsdecode(importing),
+        }
 
     def close(self) -> None:
         """Close the files, which removes them."""
-        for fd in (self.dump, self.out, self.err):
+        for fd in (self.dump, self.out, self.err, self._note):
             os.close(fd)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import time
 import warnings
@@ -12,22 +11,21 @@ from typing import Any
 
 import pytest
 from _pytest.outcomes import Exit
-from execnet import DumpError
 from xdist.remote import (
     Marker,
     Producer,
     WorkerInteractor,
     getinfodict,
-    serialize_warning_message,
     worker_title,
 )
 
 from pytest_forkd.channel.bounds import parts
 from pytest_forkd.channel.claims import Claims
-from pytest_forkd.channel.events import encode_batch, pack_object, pack_report
+from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
+from pytest_forkd.parent.outbox import Outbox
 
 __all__ = ["Interactor"]
 
@@ -43,6 +41,10 @@ class Interactor(WorkerInteractor):
     nothing that had finished and the controller always knows what was running.
     """
 
+    # Held from before the first test, which may leave the modules that it patches in any state.
+    _clock = staticmethod(time.perf_counter)
+    _getpid = staticmethod(os.getpid)
+
     def __init__(self, config: pytest.Config, workerinput: dict[str, Any]) -> None:
         # Not WorkerInteractor's: that builds a queue with locks for a receiver thread.
         self.config = config
@@ -51,7 +53,7 @@ class Interactor(WorkerInteractor):
         self.nextitem_index = None
         self.session: Any = None
         #: Events that have not been sent yet.
-        self.outbox: list[list[Any]] = []
+        self.outbox = Outbox(config)
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._exhausted: Callable[[], str | None] | None = None
@@ -99,20 +101,12 @@ class Interactor(WorkerInteractor):
         self._channel = channel
         self._claims = claims
         self._exhausted = exhausted
-
-    def flush(self) -> None:
-        """Send what is in the outbox as one message."""
-        if self._channel is None or not self.outbox:
-            return
-        events, self.outbox = self.outbox, []
-        # Without a controller there is nobody to tell; the next look for commands ends the session.
-        with contextlib.suppress(OSError):
-            self._channel.send(encode_batch(events))
+        self.outbox.attach(channel)
 
     def send_ready(self) -> None:
         """Report that this worker exists."""
         self.outbox.append(["ready", dict(getinfodict())])
-        self.flush()
+        self.outbox.flush()
 
     # -- session -------------------------------------------------------------------------------
 
@@ -129,18 +123,8 @@ class Interactor(WorkerInteractor):
         workeroutput["shouldfail"] = self.session.shouldfail
         workeroutput["shouldstop"] = self.session.shouldstop
         yield
-        sendable = {}
-        for key, value in workeroutput.items():
-            try:
-                pack_object({key: value})
-            except DumpError as exc:
-                # xdist's worker would end with a traceback, and be taken for crashed.
-                text = f'config.workeroutput["{key}"] cannot be sent to the controller: {exc}'
-                self.outbox.append(["internal_error", text])
-            else:
-                sendable[key] = value
-        self.outbox.append(["finished", pack_object(sendable)])
-        self.flush()
+        self.outbox.add_finished(workeroutput)
+        self.outbox.flush()
 
     @pytest.hookimpl
     def pytest_internalerror(  # type: ignore[override]
@@ -150,7 +134,7 @@ class Interactor(WorkerInteractor):
             self.outbox.append(["unconfigured", False, str(excrepr)])
         else:
             self.outbox.append(["internal_error", str(excrepr)])
-        self.flush()
+        self.outbox.flush()
         return True  # the controller shows it; else pytest would write it to standard error, too
 
     @pytest.hookimpl
@@ -160,7 +144,7 @@ class Interactor(WorkerInteractor):
             self.outbox.append(["interrupted", "exit", str(value.msg), value.returncode])
         else:
             self.outbox.append(["interrupted", "keyboard", str(excinfo.value), None])
-        self.flush()
+        self.outbox.flush()
 
     # -- collection ----------------------------------------------------------------------------
 
@@ -189,9 +173,9 @@ class Interactor(WorkerInteractor):
             *first, rest = parts(ids)
             for part in first:
                 self.outbox.append(["ids", part])
-                self.flush()
+                self.outbox.flush()
             self.outbox.append(["collection", rest, table])
-            self.flush()
+            self.outbox.flush()
 
     @pytest.hookimpl
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
@@ -201,7 +185,7 @@ class Interactor(WorkerInteractor):
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if not report.passed:
             data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-            self.outbox.append(["collectreport", pack_report(data)])
+            self.outbox.add_report("collectreport", data)
 
     @pytest.hookimpl
     def pytest_warning_recorded(
@@ -211,14 +195,13 @@ class Interactor(WorkerInteractor):
         nodeid: str,
         location: tuple[str, int, str] | None,
     ) -> None:
-        data = pack_object(serialize_warning_message(warning_message))
-        self.outbox.append(["warning", data, when, nodeid, location])
+        self.outbox.add_warning(warning_message, when, nodeid, location)
 
     # -- tests ---------------------------------------------------------------------------------
 
     @pytest.hookimpl
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        self._pid = os.getpid()
+        self._pid = self._getpid()
         in_teardown = self._decide_in_teardown()
         self.nextitem_index = self._next_index()
         while self.nextitem_index is not Marker.SHUTDOWN:
@@ -226,7 +209,7 @@ class Interactor(WorkerInteractor):
             if session.shouldfail or session.shouldstop:
                 break
             self._decide()  # unless its teardown has done so
-        self.flush()
+        self.outbox.flush()
         return True
 
     def run_one_test(self, *, in_teardown: bool = False) -> None:
@@ -244,17 +227,19 @@ class Interactor(WorkerInteractor):
         items = self.session.items
         self._item = item = items[self.item_index]
 
-        self._running = self._started = (item.nodeid, item.location)
+        location = sendable_location(item.location)
+        self._running = self._started = (item.nodeid, location)
         self._keywords = None
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures.spent = 0.0
-        self.outbox.append(["start", self.item_index, item.location])
-        self.flush()
+        self.outbox.begin()
+        self.outbox.append(["start", self.item_index, location])
+        self.outbox.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
-        start = time.perf_counter()
+        start = self._clock()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
-        duration = time.perf_counter() - start - self._elsewhere - self._fixtures.spent
+        duration = self._clock() - start - self._elsewhere - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
         self._item = None
         phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
@@ -301,7 +286,7 @@ class Interactor(WorkerInteractor):
             if (
                 kwargs.get("item") is self._item is not None
                 and not (session.shouldfail or session.shouldstop)
-                and os.getpid() == self._pid  # not in what the test has forked
+                and self._getpid() == self._pid  # not in what the test has forked
             ):
                 self._decide()
                 kwargs = {**kwargs, "nextitem": self._nextitem()}
@@ -316,8 +301,15 @@ class Interactor(WorkerInteractor):
     def _fixture_was_set_up(self, key: str, seconds: float) -> None:
         self.outbox.append(["fixture", key, round(seconds, 5)])
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """A fork that a test has made, and that returns from it, ends here: it is no worker."""
+        if self._getpid() != self._pid:
+            os._exit(0 if call.excinfo is None else 1)
+
     @pytest.hookimpl
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
         if self._started == (nodeid, location):
             self._started = None  # "start" has told it already
         else:
@@ -325,6 +317,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
         if self._running == (nodeid, location):
             self.outbox.append(["logfinish"])
         else:
@@ -350,10 +343,10 @@ class Interactor(WorkerInteractor):
         assert self.session.items[self.item_index].nodeid == report.nodeid
         if duration != report.duration:
             data["duration"] = duration
-        self.outbox.append(["report", pack_report(data)])
+        self.outbox.add_report("report", data)
         if report.when != "teardown" and (report.sections or report.failed):
             # Should the test crash its worker now, this is part of the story.
-            self.flush()
+            self.outbox.flush()
 
     def _count(self, report: pytest.TestReport) -> float:
         """Count what a phase took; returns what is to be reported: waiting is no part of it."""
@@ -382,10 +375,10 @@ class Interactor(WorkerInteractor):
                     return index
             # Until it is answered; what comes may have been taken back before it was read.
             self.outbox.append(["want"])
-            self.flush()
-            start = time.perf_counter()
+            self.outbox.flush()
+            start = self._clock()
             self._receive(wait=True)
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             self._waiting += seconds
             self._elsewhere += seconds
 
@@ -414,7 +407,7 @@ class Interactor(WorkerInteractor):
     def steal(self, indices: Any) -> None:
         """Give back the items at ``indices`` that are still queued."""
         self.outbox.append(["unscheduled", self._drop(set(indices))])
-        self.flush()
+        self.outbox.flush()
 
     def _drop(self, wanted: set[int]) -> list[int]:
         """Take out of the queue what is in it of ``wanted``."""

@@ -37,6 +37,7 @@ from typing import Any, NoReturn
 
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.parent import garbage, processes
+from pytest_forkd.parent.hygiene import CrashFiles
 from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.preload import third_party_packages
 from pytest_forkd.parent.preloading import (
@@ -143,6 +144,8 @@ class _Parent:
         self.selector = selectors.DefaultSelector()
         self.connections: list[FrameSocket] = []
         self.controllers: list[FrameSocket] = []
+        #: What each collector leaves if it dies, by its pid.
+        self.left: dict[int, CrashFiles] = {}
         self.collectors: dict[int, FrameSocket] = {}  # pid -> the controller that asked for it
         self.to_learn: list[str] = []
         self.wakeup, self.wakeup_write = socket.socketpair()
@@ -320,11 +323,15 @@ class _Parent:
     def fork_collector(self, controller: FrameSocket, frame: Frame) -> None:
         connection, stderr = frame.fds
         parent_pid = os.getpid()
+        files = CrashFiles()
         known, tell = os.pipe()
         pid = processes.fork()
         if pid == 0:
             os.close(tell)
-            self.become_collector(parent_pid, known, connection, stderr, frame.message["collect"])
+            self.become_collector(
+                parent_pid, known, connection, stderr, frame.message["collect"], files
+            )
+        self.left[pid] = files
         for fd in (known, connection, stderr):
             os.close(fd)
         self.collectors[pid] = controller
@@ -335,7 +342,13 @@ class _Parent:
             os.close(tell)
 
     def become_collector(
-        self, parent_pid: int, known: int, connection: int, stderr: int, request: dict[str, Any]
+        self,
+        parent_pid: int,
+        known: int,
+        connection: int,
+        stderr: int,
+        request: dict[str, Any],
+        files: CrashFiles,
     ) -> None:
         """Run the collector in this fresh fork; does not return."""
         status = 70  # EX_SOFTWARE of sysexits.h
@@ -368,7 +381,8 @@ class _Parent:
                     environ[name] = after
             from pytest_forkd.parent.collector import run_collector
 
-            status = run_collector(FrameSocket(socket.socket(fileno=connection)), request)
+            channel = FrameSocket(socket.socket(fileno=connection))
+            status = run_collector(channel, request, files=files)
         except BaseException:
             import traceback
 
@@ -384,6 +398,7 @@ class _Parent:
         pids = [pid for pid, owner in self.collectors.items() if owner is controller]
         for pid in pids:
             self.collectors.pop(pid)
+            self.left.pop(pid).close()
         # Collectors adopt what their workers leave behind, and this process adopts it from them.
         processes.kill_children(pids, spare=self.collectors)
 
@@ -399,9 +414,13 @@ class _Parent:
             if pid == 0:
                 return
             controller = self.collectors.pop(pid, None)
+            files = self.left.pop(pid, None)
+            left = files.read() if files is not None else {}
+            if files is not None:
+                files.close()
             if controller is not None and controller in self.controllers:
                 with contextlib.suppress(OSError):
-                    controller.send({"exited": pid, "status": status})
+                    controller.send({"exited": pid, "status": status, **left})
 
     def learn(self) -> None:
         """Import what the last run has imported, now that nobody waits for this process."""

@@ -16,12 +16,10 @@ from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.parent import garbage
 from pytest_forkd.parent.adapters import adapt_worker
 from pytest_forkd.parent.hygiene import (
-    CrashFiles,
     forget_exit_handlers,
     own_basetemp,
     restart_capture,
     run_exit_handlers,
-    write_into,
 )
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth
@@ -59,7 +57,7 @@ def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
         config.option.log_file_mode = "a"  # all workers write to the file that the controller made
     SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
     interactor.attach(birth.channel, birth.claims, birth.exhausted)
-    config.pluginmanager.register(_SelfCollecting(birth.files), "forkd-worker")
+    config.pluginmanager.register(_SelfCollecting(), "forkd-worker")
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
 
 
@@ -71,14 +69,6 @@ def tell_unconfigured(birth: Birth, reason: dict[str, Any]) -> None:
 
 class _SelfCollecting:
     """The plugin of a worker that configures and collects for itself."""
-
-    def __init__(self, files: CrashFiles) -> None:
-        self.files = files
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Leave something to read after a crash."""
-        write_into(session.config, self.files)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Generator[None, object, object]:

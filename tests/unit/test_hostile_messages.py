@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES, check_json
-from pytest_forkd.channel.events import pack_object, pack_report
+from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.messages import names_of_events
+from pytest_forkd.channel.packing import pack_report
 from pytest_forkd.inbox import Inbox
 from tests.unit.test_frames import json_values
 from tests.unit.test_passed import passed_report
@@ -66,7 +67,7 @@ def report(**fields: Any) -> dict[str, Any]:
     made["$report_type"] = "TestReport"
     made["location"] = list(made["location"])
     added = {"item_index": 0, "worker_id": "gw0", "testrun_uid": "uid"}
-    return pack_report({**made, **added})
+    return pack_report({**made, **added}, [])
 
 
 def samples() -> list[list[Any]]:
@@ -109,6 +110,7 @@ def samples() -> list[list[Any]]:
         ["exhausted", "disk"],
         ["interrupted", "exit", "x", 1],
         ["internal_error", "x"],
+        ["unconfigured", False, "x"],
         ["finished", pack_object({"exitstatus": 0, "shouldfail": False, "shouldstop": False})],
     ]
 

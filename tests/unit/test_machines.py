@@ -205,7 +205,7 @@ class Session:
     def on_collector_message(self, message: dict[str, Any]) -> None:
         self.answers.append(message)
 
-    def on_collector_lost(self, reason: str) -> None:
+    def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
         self.lost.append(reason)
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:

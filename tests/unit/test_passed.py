@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.channel.events import encode_batch, pack_report, unpack_report
+from pytest_forkd.channel.events import encode_batch, unpack_report
+from pytest_forkd.channel.packing import pack_report
 from pytest_forkd.channel.passed import PHASES, PassedReports, PytestAlone, as_passed
 from tests.unit import property_based
 
@@ -40,7 +41,7 @@ def deserialize(data: dict[str, Any]) -> Any:
 def whole(report: pytest.TestReport) -> Any:
     """The report as it arrives in its whole form."""
     data: Any = _pytest.reports.pytest_report_to_serializable(report)
-    [[_, data]] = json.loads(encode_batch([["report", pack_report({**data, **ADDED})]]))
+    [[_, data]] = json.loads(encode_batch([["report", pack_report({**data, **ADDED}, [])]]))
     return deserialize(unpack_report(data))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from xdist.remote import serialize_warning_message
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.channel.events import pack_object, unpack_object
+from pytest_forkd.parent.warned import take_apart
 from pytest_forkd.safewarnings import rebuild_warning
 from tests.unit import property_based
 from tests.unit.test_events import builtins as plain_values
@@ -48,7 +48,7 @@ def serialized(message: Warning) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.warn(message, stacklevel=1)
-    data = unpack_object(pack_object(serialize_warning_message(caught[0])))
+    data = unpack_object(pack_object(take_apart(caught[0])))
     assert isinstance(data, dict)
     return data
 

@@ -1,0 +1,73 @@
+"""Notes which file is being imported, where that can be read after the process has died.
+
+A module or conftest may end the process that imports it: with ``os._exit()``, a segmentation fault,
+or for lack of memory. Who is left reads the note, and another process reports the file as an error
+instead of importing it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from _pytest.config import PytestPluginManager
+
+from pytest_forkd.parent.hygiene import CrashFiles, write_into
+
+__all__ = ["ImportNotes", "note_conftests"]
+
+
+class ImportNotes:
+    """A plugin of whoever collects.
+
+    :param files: where the note goes, and what is captured and dumped meanwhile.
+    :param deadly: by path: what is to be reported of a file that has ended a process before; the
+        error's text, and the sections of what the process had printed.
+    """
+
+    def __init__(self, files: CrashFiles, deadly: dict[str, dict[str, Any]]) -> None:
+        self.files = files
+        self.deadly = deadly
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Leave something to read after a crash."""
+        write_into(session.config, self.files)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
+        """Note a file that is about to be imported; report one that must not be."""
+        if not isinstance(collector, pytest.File):
+            self.files.note("")
+            return None
+        path = str(collector.path)
+        known = self.deadly.get(path)
+        if known is None:
+            self.files.note(path)
+            return None
+        sections = [(str(name), str(text)) for name, text in known["sections"]]
+        return pytest.CollectReport(collector.nodeid, "failed", known["text"], [], sections)
+
+    @pytest.hookimpl
+    def pytest_collectreport(self) -> None:
+        """A collector is done."""
+        self.files.note("")
+
+
+def note_conftests(files: CrashFiles) -> None:
+    """Note conftests while they are imported, too; pytest has no hook for that.
+
+    To be called once in a process, and again in its fork, with files of its own.
+    """
+    original: Any = _ORIGINAL
+
+    def import_and_note(self: Any, conftestpath: Any, *args: Any, **kwargs: Any) -> Any:
+        files.note(str(conftestpath))
+        module = original(self, conftestpath, *args, **kwargs)
+        files.note("")
+        return module
+
+    PytestPluginManager._importconftest = import_and_note  # type: ignore[method-assign]
+
+
+_ORIGINAL = PytestPluginManager._importconftest

@@ -198,6 +198,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "fork_failed": _fork_failed,
     "exit": _exit,
     "over": _over,
+    "pong": _integer,
     "manifest": _manifest,
     "synced": _synced,
 }

@@ -91,6 +91,7 @@ class ForkdWorkerController(WorkerController):
         #: What its machine has no more of; its session ends early then, and another one goes on.
         self.exhausted: str | None = None
         gateway.on_protocol_error = self.broke_protocol
+        gateway.on_deaf = self.is_deaf
 
     @property
     def spawned(self) -> bool:
@@ -246,10 +247,16 @@ class ForkdWorkerController(WorkerController):
 
     def broke_protocol(self, reason: str) -> None:
         """The worker sent what no worker of ours would send: end it, touch nothing else."""
+        self._give_up(f"it sent a bad message ({line(reason)})")
+
+    def is_deaf(self, reason: str) -> None:
+        """The worker does not read what it is sent: end it, since it would miss what comes next."""
+        self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
         if self.end is None:
             self.gateway.stop_reading()
-            why = line(reason)
-            self.end = WorkerEnd(f"it was ended because it sent a bad message ({why})")
+            self.end = WorkerEnd(f"it was ended because {reason}")
             self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
             self.notify_inproc("exited", node=self)
 

@@ -107,6 +107,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "hello": _hello,
     "restored": _restored,
     "over": _over,
+    "pong": _integer,
     "manifest": _manifest,
     "synced": _synced,
 }

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 
 from pytest_forkd.backends.machine import Link, Machine
 
-__all__ = ["FORK_LIMIT", "SILENT", "Entry", "Host", "Place"]
+__all__ = ["COLLECT_LIMIT", "FORK_LIMIT", "Entry", "Host", "Place"]
 
 #: Seconds for a guest to say that it has forked its worker.
 FORK_LIMIT = 60.0
-SILENT = f"it has not said within {FORK_LIMIT:g} seconds that its worker exists"
+#: Seconds for a guest to import and collect. It says nothing meanwhile, so one that never comes to
+#: an end cannot be told from one that has a large suite and a slow processor; nobody waits longer.
+COLLECT_LIMIT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,32 @@ class Entry:
         self.ended = False
         self._timer: threading.Timer | None = None
 
-    def watch(self, post: Callable[[Callable[[], None]], None], late: Callable[[], None]) -> None:
-        """Have ``late`` called in the main loop if the worker is not forked in time."""
-        self._timer = threading.Timer(FORK_LIMIT, post, (late,))
-        self._timer.daemon = True
-        self._timer.start()
+    def watch(
+        self,
+        limit: float,
+        post: Callable[[Callable[[], None]], None],
+        late: Callable[[], None],
+    ) -> None:
+        """Have ``late`` called in the main loop after ``limit`` seconds, if nobody unwatches it."""
+        self.unwatch()
 
-    def unwatch(self) -> None:
-        """There is nothing to be late with any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        def over() -> None:
+            # The main loop may have been busy, and have found out in the meantime.
+            if self._timer is timer:
+                self._timer = None
+                late()
+
+        timer = threading.Timer(limit, post, (over,))
+        timer.daemon = True
+        self._timer = timer
+        timer.start()
+
+    def unwatch(self) -> bool:
+        """There is nothing to be late with any more.
+
+        :returns: whether there was.
+        """
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        return timer is not None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from pytest_forkd.backends.guest_messages import NO_SESSION, check
+from pytest_forkd.backends.pulse import Pulse, Silent
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.frames import FrameError
 from pytest_forkd.channel.messages import Collected
@@ -38,7 +39,7 @@ _CLOCK_LIMIT = 0.06
 _CLOCK_TRIES = 5
 #: Bytes that wait to be sent before who sends files has to wait, too.
 _MAX_QUEUED = 8 * 1024 * 1024
-#: Bytes of standard error that a guest may have shown.
+#: Bytes of standard error that a guest passes on (see ``guest/nursery.py``).
 _MAX_STDERR = 64 * 1024 * 1024
 _CHUNK = 256 * 1024
 
@@ -118,8 +119,8 @@ class Machine:
         ]
         #: The worker that it serves.
         self.worker: str | None = None
-        #: When it was last asked for something that it should do at once.
-        self.asked: float | None = None
+        #: Whether the guest still answers; from when it has said that its worker exists.
+        self._pulse: Pulse | None = None
 
     def start(self) -> None:
         """Connect, set up and serve, in threads."""
@@ -135,16 +136,23 @@ class Machine:
         """Send a control message, without waiting."""
         self._enqueue(control_frame(message))
 
-    def send_files(self, pieces: Iterable[bytes]) -> None:
+    def send_files(self, pieces: Iterable[bytes], limit: float) -> None:
         """Send bytes of files; waits while there is much to send.
 
-        :raises MachineError: if the machine has gone.
+        :param limit: seconds for the guest to take all but the last of it.
+        :raises MachineError: if the machine has gone, or reads too slowly.
         """
+        deadline = time.monotonic() + limit
         for piece in pieces:
             with self._changed:
-                self._changed.wait_for(lambda: self._queued <= _MAX_QUEUED or self._over)
+                ready = self._changed.wait_for(
+                    lambda: self._queued <= _MAX_QUEUED or self._over,
+                    max(0.0, deadline - time.monotonic()),
+                )
             if self._over:
                 raise MachineError(f"{self.name} has gone")
+            if not ready:
+                raise MachineError(f"it has not read the working tree within {limit:g} seconds")
             self._enqueue(data_frames(FILES, piece))
 
     @property
@@ -188,6 +196,7 @@ class Machine:
         """
         hostname = f"forkd-{secrets.token_hex(4)}"
         hello: dict[str, Any] = {}
+        deadline = time.monotonic() + ANSWER_LIMIT
         for _ in range(_CLOCK_TRIES):
             begin = time.monotonic()
             self.post(
@@ -201,7 +210,8 @@ class Machine:
             )
             hello = hello or self.expect("hello")[1]
             failed = self.expect("restored")[1]
-            if "clock" in failed or time.monotonic() - begin <= _CLOCK_LIMIT:
+            now = time.monotonic()
+            if "clock" in failed or now - begin <= _CLOCK_LIMIT or now > deadline:
                 break
         return hello
 
@@ -232,6 +242,9 @@ class Machine:
     def _receive_all(self) -> None:
         try:
             self._link = self._connect()
+            if self._over:  # in the meantime, by who could not close the link
+                self._link.close()
+                return
             self._threads[1].start()
             self._set_up(self)
             paused = False
@@ -239,10 +252,10 @@ class Machine:
                 while self._received and not paused:
                     paused = self._say(*self._received.popleft())
                 if not paused:
-                    self._received.extend(self._receive())
+                    self._received.extend(self._listen())
         except MachineError as exc:
             self._lose(str(exc), "fatal" if exc.fatal else "lost")
-        except StreamError as exc:
+        except (StreamError, Silent) as exc:
             self._lose(str(exc))
         except FrameError as exc:
             self._lose(f"it sent what no guest of ours would send ({exc})")
@@ -256,6 +269,13 @@ class Machine:
         """
         if self._closed:
             return True
+        if name == "pong":
+            if self._pulse is None:
+                raise FrameError("it answers, and was asked nothing")
+            self._pulse.answered(value)
+            return False
+        if name == "forked" and self._pulse is None:
+            self._pulse = Pulse()
         collected: bool = name == "warm" and value["level"] == "collection"
         if collected:
             assert self._link is not None
@@ -263,11 +283,32 @@ class Machine:
         self._tell(self, name, value)
         return collected
 
+    def _listen(self) -> list[tuple[str, Any]]:
+        """Wait for messages, and see that a guest with a worker does not fall silent.
+
+        :raises Silent: if it does.
+        """
+        if self._pulse is None:
+            return self._receive()  # until it is closed; see Entry.watch()
+        assert self._link is not None
+        begin = time.monotonic()
+        data = self._link.receive(self._pulse.patience)
+        waited = time.monotonic() - begin
+        messages = self._take(data)  # which may hold the answer, and may have to wait for others
+        if ("pong", self._pulse.number) not in messages:
+            number = self._pulse.waited(waited)
+            if number is not None:
+                self.post({"ping": number})
+        return messages
+
     def _receive(self, timeout: float | None = None) -> list[tuple[str, Any]]:
         """Wait for bytes; pass on what is no control message, and return those that are."""
         assert self._link is not None
+        return self._take(self._link.receive(timeout))
+
+    def _take(self, data: bytes) -> list[tuple[str, Any]]:
         messages = []
-        for channel, payload in self._demultiplexer.feed(self._link.receive(timeout)):
+        for channel, payload in self._demultiplexer.feed(data):
             if channel == CONTROL:
                 name, value = check(parse_control(payload))
                 if not self._collected.take(name, value):
@@ -276,8 +317,9 @@ class Machine:
                 self._pass_on(payload)
             elif channel == STDERR:
                 self._stderr += len(payload)
-                if self._stderr <= _MAX_STDERR:
-                    _write_stderr(payload)
+                if self._stderr > _MAX_STDERR:
+                    raise FrameError(f"more than {_MAX_STDERR} bytes of standard error")
+                _write_stderr(payload)
         return messages
 
     def _pass_on(self, payload: bytes) -> None:

@@ -23,11 +23,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_forkd.backends import hosts
 from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
 from pytest_forkd.backends.fleet import CLOSE_LIMIT, Fleet
 from pytest_forkd.backends.guest_messages import ANSWERS
 from pytest_forkd.backends.guest_request import for_guests
-from pytest_forkd.backends.hosts import SILENT, Entry, Host, Place
+from pytest_forkd.backends.hosts import Entry, Host, Place
 from pytest_forkd.backends.parents import describe_exit
 from pytest_forkd.backends.project import Project
 from pytest_forkd.channel.gateway import EventQueue
@@ -122,7 +123,13 @@ class MachinesBackend(Fleet, Backend):
     def _ask_to_collect(self, entry: Entry) -> None:
         assert self._request is not None
         entry.stage = "collecting"
+        self._watch(entry, hosts.COLLECT_LIMIT, "what it has collected")
         entry.machine.post({"collect": for_guests(self._request, self._environ_patterns())})
+
+    def _watch(self, entry: Entry, limit: float, what: str) -> None:
+        """Do without a machine that has not said ``what`` after so many seconds."""
+        reason = f"it has not said within {limit:g} seconds {what}"
+        entry.watch(limit, self._mailbox.post, lambda: self._lost(entry, reason))
 
     def _environ_patterns(self) -> list[str]:
         """Patterns of the variables that guests get besides the usual ones."""
@@ -130,6 +137,7 @@ class MachinesBackend(Fleet, Backend):
 
     def _collected(self, entry: Entry, name: str, value: Any) -> None:
         """A collector has answered."""
+        entry.unwatch()
         if name == "warm" and value["level"] == "imports":
             entry.stage = "idle"
             self._tell_answer({"warm": value})
@@ -275,7 +283,7 @@ class MachinesBackend(Fleet, Backend):
     def _assign(self, entry: Entry, order: _Order) -> None:
         machine = entry.machine
         entry.stage = "busy"
-        entry.watch(self._mailbox.post, lambda: self._lost(entry, SILENT))
+        self._watch(entry, hosts.FORK_LIMIT, "that its worker exists")
         machine.worker = order.worker
         with order.channel:
             machine.attach(order.channel)
@@ -288,7 +296,8 @@ class MachinesBackend(Fleet, Backend):
             return
         assert worker is not None
         if name == "forked":
-            entry.unwatch()
+            if not entry.unwatch():
+                self._lost(entry, "it said 'forked', which nobody had asked for")
             return
         entry.ended = True
         self._remove(entry)

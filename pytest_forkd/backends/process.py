@@ -263,7 +263,8 @@ class ProcessBackend(Backend):
                 raise OSError("no collector")
             self._collector.send(message, fds or [])
         except OSError as exc:
-            raise BackendError(f"the collector has gone: {exc}") from exc
+            what = "does not listen" if isinstance(exc, TimeoutError) else "has gone"
+            raise BackendError(f"the collector {what}: {exc}") from exc
 
     def interrupt(self) -> None:
         if self._collector is None or self._collector_pid is None:

@@ -18,6 +18,8 @@ __all__ = ["Project", "SyncSettings"]
 
 #: Seconds for a guest to read all of its tree, or to write what has changed.
 _TREE_LIMIT = 300.0
+#: Bytes a second that the slowest guest takes of what it has to get.
+_SLOWEST = 256 * 1024
 #: Bytes of files that are kept packed for the next machine, instead of being packed again.
 _KEPT = 64 * 1024 * 1024
 #: Seconds for the working tree to be read.
@@ -138,7 +140,10 @@ class Project:
     @staticmethod
     def _send(machine: Machine, root: str, plan: _Plan) -> None:
         machine.post({"sync": {"root": root}})
-        machine.send_files(pack(plan.what) if plan.packed is None else plan.packed)
+        machine.send_files(
+            pack(plan.what) if plan.packed is None else plan.packed,
+            limit=_TREE_LIMIT + plan.what.size / _SLOWEST,
+        )
         _name, value = machine.ask({"sync_end": {}}, "synced", limit=_TREE_LIMIT)
         if value["error"] is not None:
             raise MachineError(f"the working tree cannot be written: {value['error']}")

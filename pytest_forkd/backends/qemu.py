@@ -89,7 +89,9 @@ class QemuLink:
         try:
             self._sock.sendall(data)
         except TimeoutError as exc:
-            raise StreamError(f"the guest has read nothing for {_SEND_LIMIT:g} seconds") from exc
+            raise StreamError(
+                f"the guest has not read what was sent to it within {_SEND_LIMIT:g} seconds"
+            ) from exc
         except OSError as exc:
             raise StreamError(self._end()) from exc
 
@@ -100,9 +102,10 @@ class QemuLink:
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._closed:
-            if time.monotonic() > deadline:
+            left = deadline - time.monotonic()
+            if left < 0:
                 return b""
-            ready = dict(self._poller.poll(1000))
+            ready = dict(self._poller.poll(min(1.0, left) * 1000))
             if self._vm.console_fd in ready:
                 self._vm.read_console()
                 if ready[self._vm.console_fd] & (select.POLLHUP | select.POLLERR):

@@ -8,6 +8,7 @@ so they arrive in the order of the frames that own them.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 import select
@@ -70,6 +71,8 @@ class FrameSocket:
         self._buffer = bytearray()
         self._fds: collections.deque[int] = collections.deque()
         self._frames: collections.deque[Frame] = collections.deque()
+        #: Why nothing can be sent any more, once a frame could not be sent whole.
+        self._deaf = ""
         #: The peer has closed its end; what it sent before has been read.
         self.eof = False
 
@@ -82,16 +85,28 @@ class FrameSocket:
 
         :param message: a JSON-serializable object.
         :param fds: descriptors to hand over; the caller keeps its own copies.
-        :raises OSError: when the peer has gone, or has read nothing for :data:`SEND_TIMEOUT`.
+        :raises OSError: when the peer has gone.
+        :raises TimeoutError: when it has not read the frame within :data:`SEND_TIMEOUT`. Nothing
+            more is sent then, since it would be taken for the rest of that frame: the peer sees
+            the end of the stream.
         """
+        if self._deaf:
+            raise TimeoutError(self._deaf)
         payload = json.dumps(message, separators=(",", ":")).encode("ascii")
         data = memoryview(_HEADER.pack(len(payload), len(fds)) + payload)
         pending = list(fds)
+        deadline = time.monotonic() + SEND_TIMEOUT
         while data:
             try:
                 sent = socket.send_fds(self._sock, [data], pending)
             except BlockingIOError:
-                wait_for(self._sock, select.POLLOUT, SEND_TIMEOUT)
+                try:
+                    wait_for(self._sock, select.POLLOUT, max(0.0, deadline - time.monotonic()))
+                except TimeoutError:
+                    self._deaf = f"it has not read what it was sent for {SEND_TIMEOUT:g} seconds"
+                    with contextlib.suppress(OSError):
+                        self._sock.shutdown(socket.SHUT_WR)
+                    raise TimeoutError(self._deaf) from None
                 continue
             pending = []
             data = data[sent:]

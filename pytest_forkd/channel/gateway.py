@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import queue
-import select
 import selectors
 import socket
 import struct
@@ -24,7 +23,6 @@ from execnet.gateway import Gateway, RInfo
 from execnet.gateway_base import Message, opcode
 
 from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
-from pytest_forkd.channel.frames import wait_for
 from pytest_forkd.channel.wire import CHANNEL_ID
 
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CloneGateway", "EventQueue", "SocketIO"]
 
+#: Bytes of commands that may wait for a worker to read them; no suite has that many indices.
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
 _CHUNK = 256 * 1024
 #: Seconds that messages may gather where they come densely: nothing that a person would notice, and
@@ -125,6 +125,13 @@ class EventQueue:
         """Call ``callback`` whenever ``fileobj`` can be read, until :meth:`unregister`."""
         self._selector.register(fileobj, selectors.EVENT_READ, callback)
 
+    def watch_room(self, fileobj: Any, wanted: bool) -> None:
+        """Call the callback of a registered file when it can be written to, too, or no longer."""
+        with contextlib.suppress(KeyError, ValueError):
+            key = self._selector.get_key(fileobj)
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(fileobj, events, key.data)
+
     def unregister(self, fileobj: Any) -> None:
         """Forget ``fileobj``; nothing happens if it is not registered (any more)."""
         with contextlib.suppress(KeyError, ValueError):
@@ -141,8 +148,6 @@ class SocketIO:
     """execnet's IO object over a connected stream socket, which it owns."""
 
     error = (OSError, EOFError)
-    #: Seconds that a write may wait for a worker to read.
-    write_timeout = 60.0
 
     def __init__(self, sock: socket.socket, execmodel: ExecModel) -> None:
         self.execmodel = execmodel
@@ -150,6 +155,10 @@ class SocketIO:
         sock.setblocking(False)
         self._sock = sock
         self._buffer = bytearray()
+        #: What the worker has not read yet, and there was no room for.
+        self.unsent = bytearray()
+        #: Called whenever :attr:`unsent` grows.
+        self.on_unsent: Callable[[], None] | None = None
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 once closed."""
@@ -160,16 +169,35 @@ class SocketIO:
         raise NotImplementedError("a clone's gateway has no receiver thread")
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` whole.
+        """Send ``data`` whole, after all that was to be sent before; does not wait.
 
-        :raises OSError: if the worker is gone, or has read nothing for :attr:`write_timeout`.
+        A worker is deaf while a test runs, for however long that takes. So what there is no room
+        for is kept, and goes ahead of whatever comes later: see :meth:`flush`.
+
+        :raises OSError: if the worker is gone.
         """
-        rest = memoryview(data)
-        while rest:
+        if not self.unsent:
             try:
-                rest = rest[self._sock.send(rest) :]
+                sent = self._sock.send(data)
             except BlockingIOError:
-                wait_for(self._sock, select.POLLOUT, self.write_timeout)
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.unsent += data
+        if self.on_unsent is not None:
+            self.on_unsent()
+
+    def flush(self) -> bool:
+        """Send what was kept, as far as there is room; returns whether nothing is left."""
+        try:
+            while self.unsent:
+                del self.unsent[: self._sock.send(self.unsent)]
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.unsent.clear()  # the worker has gone, which is told by who waits for it
+        return True
 
     def receive(self) -> tuple[list[Message], bool]:
         """Read what has arrived, without waiting.
@@ -268,13 +296,28 @@ class CloneGateway(Gateway):
         self._cache_rinfo = RInfo(rinfo)
         #: Called with a description when the worker broke the protocol.
         self.on_protocol_error: Callable[[str], None] | None = None
+        #: Called with a description when the worker does not read what it is sent.
+        self.on_deaf: Callable[[str], None] | None = None
         #: Called with each byte string that comes on the worker's channel.
         self.on_message: Callable[[bytes], object] | None = None
         self._open = True
+        io.on_unsent = self._keep_unsent
         events.register(io.fileno(), self.read_available)
 
     def _initreceive(self) -> None:
         """Start no receiver thread: :meth:`read_available` is called by the main loop."""
+
+    def _keep_unsent(self) -> None:
+        """See that what was kept is sent once there is room, and that it does not grow forever."""
+        unsent = len(self._clone_io.unsent)
+        if unsent <= MAX_UNSENT_BYTES:
+            self._events.watch_room(self._clone_io.fileno(), True)
+            return
+        self.stop_reading()
+        self._clone_io.close_write()  # nothing may follow half a message
+        self._clone_io.unsent.clear()
+        if self.on_deaf is not None:
+            self.on_deaf(f"it has not read {unsent} bytes that it was sent")
 
     def remote_exec(self, source: object, **kwargs: object) -> Any:
         """Refused: a clone gets its code from the parent, not from the controller.
@@ -294,6 +337,8 @@ class CloneGateway(Gateway):
         """
         if not self._open:
             return False
+        if self._clone_io.unsent and self._clone_io.flush():
+            self._events.watch_room(self._clone_io.fileno(), False)
         try:
             messages, eof = self._clone_io.receive()
             for message in messages:

@@ -174,6 +174,8 @@ class GuestNursery(Nursery):
                 _stand_out()
         elif "signal" in message:
             self._signal(**message["signal"])
+        elif "ping" in message:
+            self._port.control({"pong": message["ping"]})
         elif "restore" in message:
             self._port.control({"restored": {"failed": restore(message["restore"])}})
         elif "end" in message:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_forkd.channel import frames as frames_module
 from pytest_forkd.channel.frames import MAX_FRAME_BYTES, FrameError, FrameSocket, peer_uid
 from tests.unit import no_longer_than, property_based
 
@@ -226,6 +227,20 @@ def test_descriptors_that_nobody_took_are_closed_with_the_socket() -> None:
             os.read(read, 1)  # the other end is still open, twice
     assert os.read(read, 1) == b""
     os.close(read)
+
+
+def test_nothing_follows_half_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that does not read in time sees the end, not another frame as the rest of this."""
+    monkeypatch.setattr(frames_module, "SEND_TIMEOUT", 0.1)
+    with connected() as (sock, peer):
+        sender = FrameSocket(sock)
+        with pytest.raises(TimeoutError, match=r"not read what it was sent for 0\.1 seconds"):
+            sender.send({"text": "x" * 5_000_000})
+        with pytest.raises(EOFError):
+            peer.receive(5)
+        with pytest.raises(TimeoutError, match="not read"):
+            sender.send({"n": 1})
+        assert peer.eof
 
 
 def test_the_peer_s_user_is_known() -> None:

@@ -9,7 +9,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from execnet.gateway_base import Message, dumps_internal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_forkd.channel import gateway as gateway_module
 from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
 from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID, ChannelClosed, WorkerChannel
@@ -244,6 +245,46 @@ def test_a_worker_that_is_gone_does_not_keep_the_controller() -> None:
         assert pair.gateway.drain()
         pair.gateway.close()
         pair.gateway.close()
+
+
+def test_a_worker_that_does_not_read_keeps_nobody_waiting_and_misses_nothing() -> None:
+    """It runs a test: what it is told meanwhile it gets afterwards, each command whole."""
+    told = [["runtests", {"indices": list(range(n, n + 100_000))}] for n in range(3)]
+    begin = time.monotonic()
+    with gateways() as [pair]:
+        for command in told:
+            pair.channel.send(json.dumps(command).encode())
+        assert time.monotonic() - begin < 10
+        worker = WorkerChannel(pair.worker)
+        found: list[Any] = []
+        with no_longer_than(20):
+            while len(found) < len(told):
+                found += worker.commands(wait=False)
+                pair.events.poll(0)
+            pair.channel.send(b'["shutdown", {}]')
+            assert worker.commands(wait=True) == [("shutdown", {})]
+        assert found == [tuple(command) for command in told]
+        assert pair.errors == []
+        assert not pair.gateway._clone_io.unsent
+
+
+def test_a_worker_that_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing follows half a command: the worker sees the end of its channel."""
+    monkeypatch.setattr(gateway_module, "MAX_UNSENT_BYTES", 1_000_000)
+    with gateways() as [pair]:
+        deaf: list[str] = []
+        pair.gateway.on_deaf = deaf.append
+        for _ in range(3):
+            with suppress(OSError):  # after the end
+                pair.channel.send(b"x" * 900_000)
+        assert len(deaf) == 1
+        assert "has not read" in deaf[0]
+        assert pair.errors == []
+        pair.worker.settimeout(5)
+        received = b""
+        while piece := pair.worker.recv(65536):
+            received += piece
+        assert len(received) < 900_000
 
 
 # -- the queue ---------------------------------------------------------------------------------

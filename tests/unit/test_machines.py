@@ -16,10 +16,12 @@ import pytest
 from pytest_forkd import __version__
 from pytest_forkd.backends import hosts as hosts_module
 from pytest_forkd.backends import machine as machine_module
+from pytest_forkd.backends import pulse as pulse_module
 from pytest_forkd.backends.base import BackendError, RunRequest, WorkerEnd
 from pytest_forkd.backends.machine import MachineError
 from pytest_forkd.backends.machines import Host, MachinesBackend, Place
-from pytest_forkd.channel.exec_stream import StreamError
+from pytest_forkd.channel.exchange import Answer, Request
+from pytest_forkd.channel.exec_stream import ExecStream, StreamError
 from pytest_forkd.channel.frames import MAX_FRAME_BYTES
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.mux import (
@@ -116,6 +118,8 @@ def good(message: dict[str, Any]) -> list[Any]:
         return [{"warm": {"level": "imports"}}]
     if "fork" in message:
         return [{"forked": {"worker": message["fork"]["worker"], "pid": 5}}]
+    if "ping" in message:
+        return [{"pong": message["ping"]}]
     return []
 
 
@@ -308,6 +312,9 @@ def test_two_workers_in_two_machines(sessions: Sessions) -> None:
         ({"unsuitable": {"findings": [], "files": []}}, "of length >= 1"),
         ({"usage_error": ["all wrong"]}, "said 'usage_error'"),
         ({"hello": HELLO}, "said 'hello'"),
+        ({"forked": {"worker": "gw0"}}, "said 'forked', which nobody had asked for"),
+        ({"pong": 1}, "answers 1, which it was not asked"),
+        ({"pong": "1"}, "str instead of a number"),
         ({"over": {"status": 3}}, "has ended with exit code 3"),
         (StreamError("the line is dead"), "the line is dead"),
         (b"\x00\x00\x00\xc3\x50" + b"[" * 50_000, "nested more than 100 levels"),
@@ -368,7 +375,105 @@ def test_silence_before_the_worker_exists(
     session = sessions(FakeHost("h", [Guest(answer)]), workers=1)
     session.spawn("gw0")
     session.until(lambda: session.ends)
-    assert "that its worker exists" in session.ends["gw0"].reason
+    assert "within 0.2 seconds that its worker exists" in session.ends["gw0"].reason
+
+
+def test_silence_while_it_collects(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user, who has nothing then, is told which machine it was."""
+    monkeypatch.setattr(hosts_module, "COLLECT_LIMIT", 0.2)
+
+    def answer(message: dict[str, Any]) -> list[Any]:
+        return good(message) if "collect" not in message else []
+
+    host = FakeHost("h", [Guest(answer)])
+    session = sessions(host, workers=1)
+    session.until(lambda: session.answers)
+    (error,) = session.answers[0]["usage_error"]
+    assert "machine 0 at h: it has not said within 0.2 seconds what it has collected" in error
+    session.until(lambda: host.removed)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse_module, "INTERVAL", 0.1)
+    monkeypatch.setattr(pulse_module, "LIMIT", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_guest_that_answers_may_take_its_time(sessions: Sessions) -> None:
+    """Its worker's test takes many times longer than it may be silent."""
+    guest = Guest(good)
+    session = sessions(FakeHost("h", [guest]), workers=1)
+    session.spawn("gw0")
+    session.until(lambda: sum("ping" in message for message in guest.heard) >= 5)
+    assert session.ends == {}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("trickle", [False, True])
+def test_silence_after_its_worker_exists(sessions: Sessions, trickle: bool) -> None:
+    """It says ``forked`` and is not heard again, or never comes to the end of what it says."""
+
+    def answer(message: dict[str, Any]) -> list[Any]:
+        return good(message) if "ping" not in message else []
+
+    guest = Guest(answer)
+    host = FakeHost("h", [guest])
+    session = sessions(host, workers=1)
+    session.spawn("gw0")
+    session.until(lambda: has_worker(guest))
+    if trickle:
+        guest.say(bytes([WORKER]) + (1000).to_bytes(4, "big"))
+        deadline = time.monotonic() + 5
+        while not session.ends and time.monotonic() < deadline:
+            guest.say(b"x")
+            session.settle(0.02)
+    session.until(lambda: session.ends)
+    assert "machine 0 at h: it has not answered for 0.3 seconds" in session.ends["gw0"].reason
+    session.until(lambda: host.removed)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_guest_that_is_busy_for_ever(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its agent answers each exchange at once: whoever should take it is not listening."""
+    script = Guest(good)
+    taken = 0
+
+    def way(line: str, timeout: float) -> str:
+        nonlocal taken
+        request = Request.decode(line)
+        if has_worker(script) and request.received == len(said):
+            time.sleep(0.01)
+            return "busy"
+        if request.data:
+            taken += len(request.data)
+            script.send(request.data)
+        while not script.to_controller.empty():
+            said.extend(script.to_controller.get())  # type: ignore[arg-type]
+        time.sleep(0.01)
+        start = request.received
+        return Answer(taken, start, bytes(said[start:]) if request.limit else b"").encode()
+
+    said = bytearray()
+    way.chunk = 1 << 20  # type: ignore[attr-defined]
+    host = FakeHost("h", [ExecStream(way)])  # type: ignore[list-item, arg-type]
+    session = sessions(host, workers=1)
+    session.spawn("gw0")
+    session.until(lambda: session.ends)
+    assert "it has not answered for 0.3 seconds" in session.ends["gw0"].reason
+    session.until(lambda: host.removed)
+
+
+def test_what_does_not_read_the_working_tree(sessions: Sessions) -> None:
+    """One limit for all of it, however little is read at a time."""
+    guest = Guest(good)
+    machine = machine_module.Machine("m", lambda: guest, lambda _: None, lambda *_: None)
+    begin = time.monotonic()
+    with no_longer_than(5), pytest.raises(MachineError, match=r"within 0\.2 seconds"):
+        machine.send_files((b"x" * (1 << 20) for _ in range(20)), limit=0.2)
+    assert time.monotonic() - begin < 3
+    machine.close()
+    machine.release()
 
 
 def test_silence_from_the_start(sessions: Sessions, monkeypatch: pytest.MonkeyPatch) -> None:

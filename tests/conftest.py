@@ -30,7 +30,10 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Hypothesis also looks at what tox passes on.
     for name in ("BUILD_NUMBER", "CI", "GITHUB_ACTIONS", "__TOX_ENVIRONMENT_VARIABLE_ORIGINAL_CI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    if os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD"):  # tox -e real
+        monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
+    else:
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("COLUMNS", "100")
 
 

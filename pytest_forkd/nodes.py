@@ -90,6 +90,8 @@ class ForkdWorkerController(WorkerController):
         self.interruption: tuple[str, str, int | None] | None = None
         #: What its machine has no more of; its session ends early then, and another one goes on.
         self.exhausted: str | None = None
+        #: Whether nothing more that it says counts; what one that has died has said does.
+        self.given_up = False
         gateway.on_protocol_error = self.broke_protocol
         gateway.on_deaf = self.is_deaf
 
@@ -102,11 +104,6 @@ class ForkdWorkerController(WorkerController):
     def down(self) -> bool:
         """Whether the worker has finished or died."""
         return self._down
-
-    @property
-    def given_up(self) -> bool:
-        """Whether nothing more that it says counts."""
-        return self.end is not None
 
     def setup(self) -> None:
         """Let plugins configure the node; the process comes later, see :meth:`spawn`."""
@@ -256,6 +253,7 @@ class ForkdWorkerController(WorkerController):
     def _give_up(self, reason: str) -> None:
         if self.end is None:
             self.gateway.stop_reading()
+            self.given_up = True
             self.end = WorkerEnd(f"it was ended because {reason}")
             self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
             self.notify_inproc("exited", node=self)

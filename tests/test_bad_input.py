@@ -175,7 +175,7 @@ def test_no_temporary_directory_to_write_to(
         tempfile.mkdtemp = mkdtemp
         """
     )
-    told = refused("-p", "no_room", "--forkd-workers=2")
+    told = refused("-p", "no_room", "--forkd-workers=2", "--forkd-keep=0")
     assert os.strerror(number) in told
     assert "TMPDIR" in told
 

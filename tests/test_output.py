@@ -507,21 +507,6 @@ def test_user_properties_may_be_any_builtin(pytester: pytest.Pytester, run: Runn
     assert entry["text"] == repr([("value", value) for value in values])
 
 
-def test_a_user_property_that_cannot_be_sent_is_an_error(
-    pytester: pytest.Pytester, run: Runner
-) -> None:
-    """It is told with its class, and is not passed over in silence."""
-    pytester.makepyfile(
-        """
-        def test_it(record_property, tmp_path):
-            record_property("path", tmp_path)
-        """
-    )
-    result = run(workers=2)
-    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
-    result.stdout.fnmatch_lines(["INTERNALERROR> *can't serialize <class *PosixPath'>"])
-
-
 def test_a_test_s_result_is_seen_while_the_next_one_runs(pytester: pytest.Pytester) -> None:
     """Output into a pipe is written in batches, but not kept."""
     pytester.makepyfile(

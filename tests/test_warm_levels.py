@@ -362,7 +362,7 @@ def test_what_conftest_and_test_modules_import_is_preloaded_for_a_suite_that_is_
         def pytest_configure(config):
             if hasattr(config, "workerinput"):
                 import heaviest
-                config.workerinput{early}
+                config.found = config.workerinput{early}
         """
     )
     pytester.makepyfile(PROBE + "    import heavy\n" + late)

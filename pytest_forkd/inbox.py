@@ -18,6 +18,7 @@ import pytest
 from pytest_forkd.channel import messages
 from pytest_forkd.channel.bounds import MAX_COLLECTED_BYTES, MAX_MESSAGE_BYTES, MAX_VALUES, shown
 from pytest_forkd.channel.bounds import line as one_line
+from pytest_forkd.channel.deselected import deselected_items
 from pytest_forkd.channel.passed import PassedReports
 from pytest_forkd.nodes import ForkdWorkerController
 from pytest_forkd.safewarnings import rebuild_warning
@@ -291,10 +292,10 @@ class Inbox:
         if self._deselecting not in (None, node):
             return None
         self._deselecting = node
-        self._deselected += event.count
+        self._deselected += len(event.items)
         if self._deselected > MAX_VALUES:
             raise BadEvent(f"more than {MAX_VALUES} tests")
-        return partial(self._session.count_deselected, event.count)
+        return partial(self._session.add_deselected, deselected_items(event.items))
 
     def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> _Tell:
         message = rebuild_warning(messages.check_warning(event.data))

@@ -18,6 +18,7 @@ from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.bounds import line as one_line
 from pytest_forkd.channel.bounds import shown
+from pytest_forkd.channel.deselected import DeselectedItem
 from pytest_forkd.channel.messages import Finished, Unconfigured, unpack_output
 from pytest_forkd.durations import Durations
 from pytest_forkd.early import EarlyImports
@@ -471,10 +472,10 @@ class ForkdSession(CollectorLosses):
         except PytestForkdWarning:
             self.report_line(f"forkd: {text}")
 
-    def count_deselected(self, count: int) -> None:
+    def add_deselected(self, items: list[DeselectedItem]) -> None:
         """Have the summary say how many tests were deselected, as it does in a plain run."""
-        if self.terminal:
-            self.terminal.stats.setdefault("deselected", []).extend([None] * count)
+        if self.terminal and items:
+            self.terminal.stats.setdefault("deselected", []).extend(items)
 
     def worker_batch(self, node: ForkdWorkerController, payload: bytes) -> None:
         """A message of a worker."""

@@ -389,6 +389,46 @@ def test_arguments_choose_the_same_tests_as_in_a_plain_run(
 
 
 @pytest.mark.parametrize("warm", ["collection", "imports"])
+def test_plugins_find_deselected_tests_where_pytest_has_the_items(
+    pytester: pytest.Pytester, run: Runner, warm: str
+) -> None:
+    """Hypothesis and many a conftest walk over ``stats``, and ended the run there."""
+    pytester.makeconftest(
+        """
+        def pytest_terminal_summary(terminalreporter):
+            for category, entries in terminalreporter.stats.items():
+                for entry in entries:
+                    entry.__dict__
+                    if category == "deselected":
+                        keywords = sorted(set(entry.keywords) & {"slow", "TestIt", entry.name})
+                        line = [entry.nodeid, entry.name, entry.location[0], entry.location[2]]
+                        terminalreporter.write_line(f"DESELECTED {line} {keywords}")
+        """
+    )
+    pytester.makepyfile(
+        """
+        import pytest
+        @pytest.mark.slow
+        class TestIt:
+            @pytest.mark.parametrize("text", ["a::b", "[c]"])
+            def test_method(self, text): pass
+        @pytest.mark.slow
+        def test_function(): pass
+        def test_left(): pass
+        """
+    )
+    arguments = ["-m", "not slow", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+    lines = []
+    for runner in ("plain", "forkd"):
+        options = [] if runner == "plain" else [f"--forkd-warm={warm}"]
+        result = run(*arguments, *options, runner=runner)
+        result.assert_outcomes(passed=1, deselected=3)
+        lines.append([line for line in result.outlines if line.startswith("DESELECTED")])
+    assert len(lines[0]) == 3
+    assert lines[1] == lines[0]
+
+
+@pytest.mark.parametrize("warm", ["collection", "imports"])
 def test_deselected_tests_are_counted_once(
     pytester: pytest.Pytester, run: Runner, warm: str
 ) -> None:

@@ -1082,7 +1082,7 @@ def test_an_event_that_makes_no_sense_ends_its_worker_and_nothing_else(
             plugin, = (p for p in request.config.pluginmanager.get_plugins()
                        if type(p).__name__ == "Interactor")
             plugin.outbox.append(event)
-            plugin.flush()
+            plugin.outbox.flush()
             __import__("time").sleep(60)
         def test_good(): pass
         """

@@ -22,7 +22,7 @@ LYING = """
     def say(config, *events):
         plugin = interactor(config)
         plugin.outbox.extend(list(events))
-        plugin.flush()
+        plugin.outbox.flush()
         time.sleep(60)
 """
 
@@ -110,7 +110,7 @@ def test_a_flood_of_events(pytester: pytest.Pytester, forkd: Runner) -> None:
             event = ["logstart", "x", ["x", 0, "x"]]
             while True:
                 plugin.outbox.extend([event] * 10_000)
-                plugin.flush()
+                plugin.outbox.flush()
         def test_good():
             pass
         """,

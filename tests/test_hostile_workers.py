@@ -15,7 +15,7 @@ LIES = """
         plugin, = (p for p in request.config.pluginmanager.get_plugins()
                    if type(p).__name__ == "Interactor")
         plugin.outbox.extend(events)
-        plugin.flush()
+        plugin.outbox.flush()
         time.sleep(30)
 
     def report(request, **changes):
@@ -39,7 +39,7 @@ LIES = """
         lambda r: report(r, duration="x"),
         lambda r: report(r, toterminal="x"),
         lambda r: ["collectreport", report(r, outcome="failed", longrepr="forged")[1]],
-        lambda r: ["deselected", 2**31 - 1],
+        lambda r: ["deselected", [[1, None]]],
         lambda r: ["\\x1b[2J" + "x" * 1_000_000],
     ], ids=str)
     def test_lie(lie, request):
@@ -78,7 +78,7 @@ def test_reports_of_one_test_without_end(pytester: pytest.Pytester, run: Runner)
         event = report(request, sections=[["x", "x" * 16_000_000]])
         while True:
             plugin.outbox.append(event)
-            plugin.flush()
+            plugin.outbox.flush()
     def test_good():
         pass
     """

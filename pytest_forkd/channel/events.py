@@ -14,7 +14,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
                    and teardown, ``None`` if the test was skipped
 ``want``           ``[]``: the worker cannot go on without knowing its next item
 ``fixture``        ``[key, seconds]``: the set-up of a fixture of a scope above function
-``deselected``     ``[count]``: of items that will not run
+``deselected``     ``[items]`` that will not run, see :mod:`pytest_forkd.channel.deselected`
 ``collectreport``  ``[data]``: a collection report that did not pass
 ``warning``        ``[data, when, nodeid, location]``
 ``ready``          ``[workerinfo]``

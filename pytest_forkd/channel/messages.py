@@ -102,7 +102,7 @@ class Fixture(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fa
 class Deselected(
     msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag="deselected"
 ):
-    count: Annotated[int, Meta(ge=0, le=MAX_VALUES)]
+    items: list[tuple[str, list[str] | None]]
 
 
 class CollectReport(

@@ -21,6 +21,7 @@ from xdist.remote import (
 
 from pytest_forkd.channel.bounds import parts
 from pytest_forkd.channel.claims import Claims
+from pytest_forkd.channel.deselected import described
 from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
@@ -179,7 +180,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
-        self.outbox.append(["deselected", len(items)])
+        self.outbox += [["deselected", part] for part in described(items)]
 
     @pytest.hookimpl
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:

@@ -62,12 +62,12 @@ def compare(recipe: Recipe, runs: dict[str, Run]) -> tuple[list[Difference], lis
 
 
 def _declared(recipe: Recipe, what: str) -> bool:
-    return any(
-        what.endswith(pattern) or re.fullmatch(pattern, what) for pattern in recipe.differs
-    )
+    return any(what.endswith(pattern) or re.fullmatch(pattern, what) for pattern in recipe.differs)
 
 
-def row(recipe: Recipe, runs: dict[str, Run], ours: list[Difference], known: list[Difference]) -> str:
+def row(
+    recipe: Recipe, runs: dict[str, Run], ours: list[Difference], known: list[Difference]
+) -> str:
     """The project's row of the table."""
     times = [
         f"{runs[mode].seconds:.1f} s" if runs[mode].exit is not None else "no end"
@@ -82,8 +82,12 @@ def row(recipe: Recipe, runs: dict[str, Run], ours: list[Difference], known: lis
     if under_xdist:
         parts.append(f"{len(under_xdist)}, as under xdist")
     parts += sorted(
-        {reason for _, what, _, _ in known for p, reason in recipe.differs.items()
-         if what.endswith(p) or re.fullmatch(p, what)}
+        {
+            reason
+            for _, what, _, _ in known
+            for p, reason in recipe.differs.items()
+            if what.endswith(p) or re.fullmatch(p, what)
+        }
     )
     cells = [f"{recipe.name} {recipe.version}", str(len(runs["plain"].tests)), *times, level]
     return f"| {' | '.join(cells)} | {'; '.join(parts) or 'none'} |\n"

@@ -166,9 +166,7 @@ def _environ(recipe: Recipe, environment: Path, runtime: Path) -> dict[str, str]
     return environ | recipe.environ
 
 
-def _run(
-    recipe: Recipe, project: Path, environ: dict[str, str], options: tuple[str, ...]
-) -> Run:
+def _run(recipe: Recipe, project: Path, environ: dict[str, str], options: tuple[str, ...]) -> Run:
     file = Path(environ["XDG_RUNTIME_DIR"]) / "outcomes.json"
     file.unlink(missing_ok=True)
     command = [Path(environ["VIRTUAL_ENV"]) / "bin" / "pytest", *options, *recipe.args]

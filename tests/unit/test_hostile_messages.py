@@ -41,9 +41,9 @@ class Node:
             location=tuple(LOCATION), last_report=None, passed=None, end=None, _down=False,
             workerinput={"workerid": "gw0", "testrunuid": "uid"}, exhausted=None, collected=[],
             internal_errors=0, asked_back=collections.deque(), ready_at=1.0, ready=None,
-            interruption=None, bad=[],
+            interruption=None, given_up=False,
         )  # fmt: skip
-        node.broke_protocol = lambda reason: node.__dict__.update(end=reason)
+        node.broke_protocol = lambda reason: node.__dict__.update(end=reason, given_up=True)
         node.finished = lambda output: node.__dict__.update(_down=True)
         return node
 
@@ -101,7 +101,7 @@ def samples() -> list[list[Any]]:
         ["complete", 0, 0.1, [0.1, 0.1, 0.1]],
         ["want"],
         ["fixture", "a.py::f", 0.1],
-        ["deselected", 3],
+        ["deselected", [[IDS[0], ["slow", "a.py"]], [IDS[1], None]]],
         ["collectreport", report()],
         ["warning", pack_object({"message_str": "x"}), "runtest", IDS[0], LOCATION],
         ["ready", {"version": "3"}],
@@ -189,8 +189,8 @@ def test_whatever_a_worker_sends_is_about_its_own_test_or_ends_it(
             raise AssertionError("nothing was to be given back")
         elif name == "worker_runtest_protocol_complete":
             assert arguments[1] in node.begun
-        elif name == "count_deselected":
-            assert arguments[0] <= MAX_VALUES
+        elif name == "add_deselected":
+            assert all(isinstance(item.nodeid, str) and item.keywords for item in arguments[0])
 
 
 def test_every_event_has_a_sample() -> None:

@@ -49,7 +49,7 @@ def begin(project):
         "cwd": project, "environ": dict(os.environ), "sys_path": [], "mainargv": ["pytest"],
         "sigint": False, "role": workerinput, "warm": "collection", "level": "collection",
         "nodes": [pack_object(workerinput)], "basetemp": None, "modules": [], "scan": False,
-        "testpaths": [], "exclude": [],
+        "testpaths": [], "exclude": [], "skip": {}, "rewriting": None,
     }
     import sys
     request["sys_path"] = [entry for entry in sys.path]

@@ -30,7 +30,7 @@ _GROUP = os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD", "")
 pytestmark = pytest.mark.skipif(not _GROUP, reason="for tox -e real,real2")
 
 _INI = {
-    "": "asyncio_mode = strict\nmarkers = custom: of the suite's own",
+    "pytest-asyncio": "asyncio_mode = strict\nasyncio_default_fixture_loop_scope = function",
     "pytest-env": "env =\n    FROM_INI=yes",
     "pytest-dotenv": "env_files = .env",
 }
@@ -320,7 +320,7 @@ def outcome(pytester: pytest.Pytester, run: Runner, *options: str, **kwargs: Any
 
 
 @pytest.fixture(scope="module")
-def _plain_runs() -> dict[str, dict[str, Any]]:
+def plain_runs() -> dict[str, dict[str, Any]]:
     """What the runs to compare with came to; they are made once."""
     return {}
 
@@ -330,16 +330,16 @@ def _plain_runs() -> dict[str, dict[str, Any]]:
 def test_what_plugins_do_is_the_same(
     pytester: pytest.Pytester,
     run: Runner,
-    _plain_runs: dict[str, dict[str, Any]],
+    plain_runs: dict[str, dict[str, Any]],
     runner: str,
     options: list[str],
 ) -> None:
-    """Outcomes, warnings, exit status and the counts of the last line, in a first and a second run."""
+    """Outcomes, warnings, exit status and the counts of the last line, in both runs."""
     make_suite(pytester.path)
     key = str(options)
-    if key not in _plain_runs:
-        _plain_runs[key] = outcome(pytester, run, *options, runner="plain")
-    plain = _plain_runs[key]
+    if key not in plain_runs:
+        plain_runs[key] = outcome(pytester, run, *options, runner="plain")
+    plain = plain_runs[key]
     assert len(plain["tests"]) > 20, plain
     if runner == "xdist":
         assert outcome(pytester, run, *options, runner="xdist") == plain

@@ -83,7 +83,17 @@ def _build(directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.iterdir():
         old.unlink()
-    command = [sys.executable, "-m", "pip", "--quiet", "wheel", "--no-deps", "-w", directory, _ROOT]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "wheel",
+        "--no-deps",
+        "-w",
+        directory,
+        _ROOT,
+    ]
     subprocess.run(command, check=True, timeout=120)
     (wheel,) = directory.iterdir()
     return wheel

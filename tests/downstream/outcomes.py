@@ -35,7 +35,7 @@ class _Outcomes:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
             return
-        outcome = "xfail" if report.skipped and hasattr(report, "wasxfail") else report.outcome
+        outcome: str = "xfail" if report.skipped and hasattr(report, "wasxfail") else report.outcome
         if report.passed and hasattr(report, "wasxfail"):
             outcome = "xpass"
         self._tests.setdefault(report.nodeid, []).append(f"{report.when} {outcome}")

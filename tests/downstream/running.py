@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -169,7 +170,11 @@ def _environ(recipe: Recipe, environment: Path, runtime: Path) -> dict[str, str]
 def _run(recipe: Recipe, project: Path, environ: dict[str, str], options: tuple[str, ...]) -> Run:
     file = Path(environ["XDG_RUNTIME_DIR"]) / "outcomes.json"
     file.unlink(missing_ok=True)
-    command = [Path(environ["VIRTUAL_ENV"]) / "bin" / "pytest", *options, *recipe.args]
+    command: list[str | Path] = [
+        Path(environ["VIRTUAL_ENV"]) / "bin" / "pytest",
+        *options,
+        *recipe.args,
+    ]
     command += ["-p", "forkd_outcomes", f"--outcomes-file={file}"]
     started = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -206,7 +211,5 @@ def _run(recipe: Recipe, project: Path, environ: dict[str, str], options: tuple[
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill what a run has left in its session; nothing, if it ended well."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

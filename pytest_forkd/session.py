@@ -290,7 +290,7 @@ class ForkdSession(CollectorLosses):
             raise
         self.nodemanager.warm = False
         for each in nodes:
-            each.end = WorkerEnd(reason)
+            each.given_up, each.end = True, WorkerEnd(reason)
         self._begin("imports")
         answer = self._await_answer()
         if "warm" not in answer:

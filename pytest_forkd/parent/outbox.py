@@ -65,8 +65,11 @@ class Outbox(list[list[Any]]):
             replaced: Replaced = []
             self[index] = sendable_event(event, replaced)
             if replaced:
-                nodeid = event[1]["nodeid"] if event[0] in _REPORTS else ""
-                self._tell("report" if nodeid else event[0], replaced, nodeid)
+                if event[0] in _REPORTS:
+                    when = "runtest" if event[0] == "report" else "collect"
+                    self._tell("report", replaced, event[1]["nodeid"], when)
+                else:
+                    self._tell(event[0], replaced)
         return encode_batch(self)
 
     def begin(self) -> None:
@@ -83,7 +86,8 @@ class Outbox(list[list[Any]]):
         packed = pack_report(data, replaced)
         self.append([event, packed])
         if replaced:
-            self._tell("report", replaced, packed["nodeid"], packed.get("location"))
+            when = "runtest" if event == "report" else "collect"
+            self._tell("report", replaced, packed["nodeid"], when, packed.get("location"))
 
     def add_warning(
         self, message: warnings.WarningMessage, when: str, nodeid: str, location: Any
@@ -105,10 +109,17 @@ class Outbox(list[list[Any]]):
                 replaced += [(field, part) for part in parts]
             packed = pack_object(sendable)
         if replaced:
-            self._tell("config", replaced, "")
+            self._tell("config", replaced)
         self.append(["finished", packed])
 
-    def _tell(self, what: str, replaced: Replaced, nodeid: str, location: Any = None) -> None:
+    def _tell(
+        self,
+        what: str,
+        replaced: Replaced,
+        nodeid: str = "",
+        when: str = "config",
+        location: Any = None,
+    ) -> None:
         """Warn the user of what is sent as text, once for each field of a test."""
         new = [each for each in replaced if (nodeid, *each) not in self._told]
         self._told.update((nodeid, *each) for each in new)
@@ -117,7 +128,7 @@ class Outbox(list[list[Any]]):
             self._config.hook.pytest_warning_recorded.call_historic(
                 kwargs={
                     "warning_message": message,
-                    "when": "runtest" if nodeid else "config",
+                    "when": when,
                     "nodeid": nodeid,
                     "location": None,
                 }

@@ -25,6 +25,8 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.cache import QuietCache
+
 __all__ = ["Durations", "durations_path"]
 
 _VERSION = 1
@@ -81,10 +83,8 @@ class Durations:
     def load(cls, config: pytest.Config, warn: Callable[[str], object]) -> Durations:
         """Read what earlier runs have left."""
         path, named = durations_path(config)
-        cache: Any = getattr(config, "cache", None)
-        make_directory = (
-            (lambda: None) if named or cache is None else partial(cache.mkdir, _DIRECTORY)
-        )
+        cache = QuietCache(config)
+        make_directory = (lambda: None) if named else partial(cache.make_directory, _DIRECTORY)
         durations = cls(path, warn, named=named, make_directory=make_directory)
         durations.read()
         return durations
@@ -146,7 +146,8 @@ class Durations:
             self._make_directory()
             _write(self.path, json.dumps(data, separators=(",", ":")).encode("ascii"))
         except OSError as exc:
-            self._warn(f"cannot write the durations to {self.path}: {exc}")
+            if self.named:  # else pytest says what is the matter with its cache
+                self._warn(f"cannot write the durations to {self.path}: {exc}")
 
 
 def _split(nodeid: str) -> tuple[str, str]:

@@ -332,7 +332,7 @@ class ForkdSession(CollectorLosses):
             self.inbox.take_fixtures(warm["fixtures"])
         except BadEvent as exc:
             raise _refused(str(exc)) from None
-        warn_about(warm["findings"], self.config)
+        warn_about(warm["findings"], self.config, self.warn)
         self._early.learn(warm["modules"], complete=True)
         self.memory.remember_seconds(warm["seconds"])
         self._take_events(nodes[0], warm["events"])

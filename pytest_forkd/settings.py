@@ -115,8 +115,9 @@ def read_settings(config: pytest.Config, namespace: Any) -> Settings | None:
             "pytest-forkd needs pytest-xdist, which is disabled here.\n"
             "Drop '-p no:xdist' (or load it with '-p xdist'), or say --forkd-workers=0."
         )
-    if getattr(namespace, "tx", None):
+    if getattr(namespace, "tx", None) and getattr(namespace, "forkd_workers", None) is not None:
         raise pytest.UsageError("--tx cannot be combined with forkd workers; drop one of them.")
+    _popen_specs(namespace)
     backend = _choice(config, namespace, "forkd_backend", BACKENDS)
     forkd = qemu = sync = None
     if backend == "forkd":
@@ -160,6 +161,9 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         if not config.getini("forkd_replace_xdist"):
             return 0  # -n was meant for xdist, whatever the ini file's default is
         return xdist_workers  # type: ignore[no-any-return]
+    if wanted is None and config.getini("forkd_replace_xdist") and getattr(namespace, "tx", None):
+        distributed = getattr(namespace, "dist", "no") != "no" or getattr(namespace, "distload", 0)
+        return _popen_specs(namespace) if distributed else 0
     wanted, source = asked(config, namespace, "forkd_workers")
     if wanted is None or wanted == "":
         return 0
@@ -170,6 +174,24 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
             f"{source}: {str(wanted)!r} is no number of workers.\n"
             "Give a whole number, 0 for none, or 'auto' for one a processor."
         ) from None
+
+
+def _popen_specs(namespace: Any) -> int:
+    """How many workers ``--tx`` asks for: ``popen`` and ``3*popen`` are so many.
+
+    :raises pytest.UsageError: for any other specification, such as another Python or machine.
+    """
+    count = 0
+    for spec in getattr(namespace, "tx", None) or ():
+        times, star, kind = str(spec).rpartition("*")
+        if kind != "popen" or (star and not times.isdecimal()):
+            raise pytest.UsageError(
+                f"--tx={spec}: forkd workers are clones of one parent on this machine, so only "
+                "'popen' and 'N*popen' can be combined with them.\n"
+                "Drop --tx, or leave the workers to xdist (-p no:forkd)."
+            )
+        count += int(times) if star else 1
+    return count
 
 
 def _keep(config: pytest.Config, namespace: Any) -> float:

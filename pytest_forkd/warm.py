@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from pytest_forkd import PytestForkdWarning
+from pytest_forkd.cache import QuietCache
 
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
@@ -72,7 +72,7 @@ class WarmMemory:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._cache: Any = getattr(config, "cache", None)
+        self._cache = QuietCache(config)
         self._plugins = active_plugins(config)
 
     def recall(self, warm: str, worth_sharing: float = 0.0) -> Recalled:
@@ -81,13 +81,13 @@ class WarmMemory:
         :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
         :param worth_sharing: a collection that took less than so many seconds is not shared.
         """
-        modules = Modules.from_json(self._get(MODULES_KEY))
+        modules = Modules.from_json(self._cache.get(MODULES_KEY))
         if warm != "auto":
             return Recalled(warm, modules)
         for known in self._unsuitable():
             if self._same_run(known) and self._holds(known):
                 return Recalled("imports", modules, finding=known["findings"][0])
-        seconds = self._get(_SECONDS)
+        seconds = self._cache.get(_SECONDS)
         if isinstance(seconds, float) and seconds < worth_sharing:
             return Recalled("imports", modules)
         return Recalled("collection", modules)
@@ -109,20 +109,20 @@ class WarmMemory:
             "files": {path: _stamp(path) for path in files},
         }
         others = [each for each in self._unsuitable() if not self._same_run(each)]
-        self._set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
+        self._cache.set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
 
     def remember_seconds(self, seconds: float) -> None:
         """Note what a collection took."""
-        self._set(_SECONDS, round(float(seconds), 3))
+        self._cache.set(_SECONDS, round(float(seconds), 3))
 
     def remember_modules(self, modules: Modules) -> None:
         """Note which third-party modules the suite imports."""
         stored = modules.to_json()
-        if stored != self._get(MODULES_KEY):
-            self._set(MODULES_KEY, stored)
+        if stored != self._cache.get(MODULES_KEY):
+            self._cache.set(MODULES_KEY, stored)
 
     def _unsuitable(self) -> list[dict[str, Any]]:
-        known = self._get(_UNSUITABLE)
+        known = self._cache.get(_UNSUITABLE)
         return [each for each in known if isinstance(each, dict)] if isinstance(known, list) else []
 
     def _same_run(self, known: dict[str, Any]) -> bool:
@@ -137,23 +137,6 @@ class WarmMemory:
         if not isinstance(findings, list) or not findings or not _is_finding(findings[0]):
             return False
         return all(_stamp(path) == stamp for path, stamp in files.items())
-
-    def _get(self, key: str) -> Any:
-        value = self._cache.get(key, None) if self._cache is not None else None
-        return _from_text(value) if isinstance(value, str) else value
-
-    def _set(self, key: str, value: object) -> None:
-        if self._cache is not None:
-            try:
-                self._cache.set(key, value)
-            except UnicodeEncodeError:  # pytest's cache keeps no file names that are not UTF-8
-                self._cache.set(key, json.dumps(value))
-
-
-def _from_text(value: str) -> Any:
-    with contextlib.suppress(ValueError):
-        return json.loads(value)
-    return None
 
 
 def active_plugins(config: pytest.Config) -> list[str]:
@@ -205,12 +188,9 @@ def finding_line(finding: dict[str, Any], config: pytest.Config) -> str:
     return f"{finding['what']} ({place})"
 
 
-def warn_about(findings: list[dict[str, Any]], config: pytest.Config) -> None:
+def warn_about(
+    findings: list[dict[str, Any]], config: pytest.Config, warn: Callable[[str], object]
+) -> None:
     """Turn what speaks against a forced ``--forkd-warm=collection`` into warnings."""
     for finding in findings:
-        config.issue_config_time_warning(
-            PytestForkdWarning(
-                f"workers share one collection, but {finding_line(finding, config)}"
-            ),
-            stacklevel=2,
-        )
+        warn(f"workers share one collection, but {finding_line(finding, config)}")

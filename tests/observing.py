@@ -41,7 +41,7 @@ _RECORDING = """
 
 #: Ways for a process to die, and other things that the tests of a suite may want to do.
 _DOING = """
-    import ctypes, os, pathlib, resource, signal, subprocess, sys, time
+    import ctypes, os, pathlib, posix, resource, signal, subprocess, sys, time
 
     def segfault(): ctypes.string_at(0)
     def sigsegv(): os.kill(os.getpid(), signal.SIGSEGV)
@@ -97,7 +97,7 @@ _DOING = """
         return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
     # Looked up here, since who asks later may be told who has adopted it.
-    _importer, _parent_of_importer = os.getpid(), os.getppid()
+    _importer, _parent_of_importer = posix.getpid(), posix.getppid()
 
     def collector():
         "The process that forked this worker."

@@ -13,10 +13,10 @@ __all__ = ["SUITE_FILES", "make_recorder", "make_suite", "read_records"]
 
 #: A module for a suite under test; each call adds a line, in one write, to a shared file.
 _RECORDER = """
-import json, os
+import json, os, posix
 
 def record(what, **fields):
-    line = json.dumps({"what": what, "pid": os.getpid(), **fields}) + "\\n"
+    line = json.dumps({"what": what, "pid": posix.getpid(), **fields}) + "\\n"
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "records")
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, line.encode())

@@ -426,6 +426,57 @@ RESOURCES = {
 }
 
 
+PIDS = {
+    "os": ("import os", "os.getpid()"),
+    "the name": ("from os import getpid", "getpid()"),
+    "the parent's": ("import os", "os.getppid()"),
+    "psutil": ("import os, psutil", "psutil.Process().pid"),
+}
+
+
+@pytest.mark.parametrize("name", PIDS)
+def test_a_process_id_that_a_module_keeps_is_that_of_the_worker(
+    pytester: pytest.Pytester, run: Runner, name: str
+) -> None:
+    imported, asked = PIDS[name]
+    if "psutil" in imported:
+        skip_without("psutil")
+    pytester.makepyfile(
+        f"""
+        {imported}
+        PID = {asked}
+        def test_it():
+            assert PID == {asked}
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    assert [re.search(r"os\.getp+id\(\) is called.*:2\)$", cause) for cause in causes(result)] != []
+
+
+def test_a_process_id_that_others_ask_for_is_no_finding(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """Each log record notes it; and a hook that asks means the process that it is called in."""
+    pytester.makeconftest(
+        """
+        import os
+        def pytest_configure(config):
+            config.pid = os.getpid()
+        """
+    )
+    pytester.makepyfile(
+        """
+        import logging, os
+        logging.getLogger().warning("imported")
+        def test_it(): assert os.getpid() > 0
+        """
+    )
+    result = run()
+    result.assert_outcomes(passed=1)
+    assert causes(result) == []
+
+
 @pytest.mark.parametrize("name", RESOURCES)
 def test_a_suite_that_holds_a_resource_gets_one_in_each_worker(
     pytester: pytest.Pytester, run: Runner, name: str

@@ -14,11 +14,12 @@ from tests.conftest import TIMEOUT, Runner
 #: Tests that note who imported their module and who runs them.
 PROBE = """
     import os
+    import posix  # os.getpid(), called here, is a reason not to share the collection
     import pytest
 
-    IMPORTED_BY = os.getpid()
+    IMPORTED_BY = posix.getpid()
     with open("imported", "a") as file:
-        print("test module", os.getpid(), file=file)
+        print("test module", posix.getpid(), file=file)
 
     @pytest.mark.parametrize("number", range(6))
     def test_probe(number, worker_id):

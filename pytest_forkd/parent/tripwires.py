@@ -8,6 +8,7 @@ key, and an environment that reports who reads the worker's name.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import tempfile
@@ -16,9 +17,9 @@ from types import FrameType
 from typing import Any
 
 from pytest_forkd.parent.asking import asks_whether
-from pytest_forkd.parent.findings import Finding, caller_outside, is_installed
+from pytest_forkd.parent.findings import Finding, caller_outside, is_installed, is_stdlib
 
-__all__ = ["SAFE_READERS", "EnvironTripwire", "TempfileTripwire", "WorkerInput"]
+__all__ = ["SAFE_READERS", "EnvironTripwire", "PidTripwire", "TempfileTripwire", "WorkerInput"]
 
 #: Top-level packages that read a worker's identity before tests run and are known to cope: each
 #: either only asks "am I a worker?", or is told its identity again (see ``adapters``).
@@ -244,6 +245,72 @@ class TempfileTripwire:
             return made
 
         setattr(tempfile, name, noticing)
+
+
+class PidTripwire:
+    """Notices when the project asks for a process id while it is imported: ``PID = os.getpid()``.
+
+    Only its own calls count: what the standard library does with it, such as to note it in a log
+    record, is no reading of the project's. psutil asks for whoever makes a ``Process()``. What a
+    hook asks for is meant for that process.
+    """
+
+    _NAMES = ("getpid", "getppid")
+
+    def __init__(self) -> None:
+        self.trips: list[Finding] = []
+        self._original: dict[str, Any] = {}
+
+    def arm(self) -> None:
+        """Begin to notice."""
+        for name in self._NAMES:
+            self._watch(name)
+
+    def disarm(self) -> None:
+        """Make ``os`` what it was; whoever has imported a function by its name may go on."""
+        for name, function in self._original.items():
+            setattr(os, name, function)
+        self._original.clear()
+
+    def _watch(self, name: str) -> None:
+        original = self._original[name] = getattr(os, name)
+
+        @functools.wraps(original)
+        def noticing() -> int:
+            if self._original:
+                frame: FrameType | None = sys._getframe(1)
+                while frame is not None and _is_psutil(frame):
+                    frame = frame.f_back
+                path = frame.f_code.co_filename if frame is not None else ""
+                if frame is not None and _is_own(path) and _is_imported(frame):
+                    what = f"os.{name}() is called, and each worker has an id of its own"
+                    finding = Finding(what, path, frame.f_lineno)
+                    if finding not in self.trips:
+                        self.trips.append(finding)
+            return original()  # type: ignore[no-any-return]
+
+        setattr(os, name, noticing)
+
+
+#: Where this package is, which may be installed for editing.
+_THIS_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+
+def _is_own(path: str) -> bool:
+    return not (is_stdlib(path) or path.startswith(_THIS_PACKAGE) or is_installed(path))
+
+
+def _is_imported(frame: FrameType | None) -> bool:
+    """Whether a module of the project is being imported."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and _is_own(frame.f_code.co_filename):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_psutil(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "psutil"
 
 
 #: Code that reads every value of a mapping in turn.

@@ -15,6 +15,7 @@ from pytest_forkd.parent.seeds import SeedWatch
 from pytest_forkd.parent.shared import shared_findings
 from pytest_forkd.parent.tripwires import (
     EnvironTripwire,
+    PidTripwire,
     TempfileTripwire,
     WorkerInput,
 )
@@ -34,16 +35,19 @@ class Watch:
         self._last_module = last_module()
         self._environ = EnvironTripwire()
         self._tempfiles = TempfileTripwire()
+        self._pids = PidTripwire()
         #: Which random generators were seeded on purpose; workers ask it.
         self.seeds = SeedWatch()
         self._environ.arm()
         self._tempfiles.arm()
+        self._pids.arm()
         self.seeds.start()
 
     def stop(self) -> None:
         """Make everything what it was before it was watched."""
         self._environ.disarm()
         self._tempfiles.disarm()
+        self._pids.disarm()
         self.seeds.stop()
 
     def trips(self, config: Any) -> list[Finding]:
@@ -52,6 +56,7 @@ class Watch:
             *hook_findings(config.pluginmanager),
             *self._workerinput.trips,
             *self._environ.trips,
+            *self._pids.trips,
         ]
 
     def resources(self, config: Any, known_fds: list[int]) -> list[Finding]:

@@ -55,7 +55,13 @@ class Cache(dict[str, Any]):
 
 def memory(cache: Cache | None, **attributes: Any) -> WarmMemory:
     config: Any = SimpleNamespace(
-        **{"cache": cache, "args": ["tests"], "inipath": None, **attributes}
+        **{
+            "cache": cache,
+            "args": ["tests"],
+            "inipath": None,
+            "pluginmanager": pytest.PytestPluginManager(),
+            **attributes,
+        }
     )
     return WarmMemory(config)
 

@@ -20,9 +20,10 @@ WARNED = "PytestForkdWarning: workers share one collection, but "
 #: Tests that note in a file who imported their module: the worker itself, or the collector.
 PROBE = """
     import os
+    import posix  # os.getpid(), called here, would be a finding
     import pytest
 
-    IMPORTED_BY = os.getpid()
+    IMPORTED_BY = posix.getpid()
 
     @pytest.mark.parametrize("number", range(4))
     def test_probe(number, worker_id):

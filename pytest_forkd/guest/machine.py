@@ -191,10 +191,10 @@ class _Guest:
                     request,
                     GuestNursery(connection),
                 )
-        except BaseException:
-            import traceback
+        except BaseException as exc:
+            from pytest_forkd.parent.unconfigured import stack
 
-            traceback.print_exc()
+            sys.stderr.write(f"{stack(exc)}\n")
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()

@@ -383,10 +383,10 @@ class _Parent:
 
             channel = FrameSocket(socket.socket(fileno=connection))
             status = run_collector(channel, request, files=files)
-        except BaseException:
-            import traceback
+        except BaseException as exc:
+            from pytest_forkd.parent.unconfigured import stack
 
-            traceback.print_exc()
+            sys.stderr.write(f"{stack(exc)}\n")
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A session that never began, in words that the controller can show as pytest would."""
+"""What went wrong with a session beside its tests, in words that pytest would use, too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from _pytest.config import ConftestImportFailure
 
 import pytest_forkd
 
-__all__ = ["reason"]
+__all__ = ["reason", "stack"]
 
 _OWN_FILES = os.path.join(os.path.dirname(os.path.abspath(pytest_forkd.__file__)), "")
 
@@ -27,15 +27,15 @@ def reason(exc: BaseException) -> dict[str, Any]:
         return {"usage": True, "text": "\n".join(str(arg) for arg in exc.args)}
     if isinstance(exc, ConftestImportFailure):
         # As pytest's own main() shows it.
-        shown = _stack(exc.cause)
+        shown = stack(exc.cause)
         return {
             "usage": True,
             "text": f"ImportError while loading conftest '{exc.path}'.\n{shown}",
         }
-    return {"usage": False, "text": _stack(exc)}
+    return {"usage": False, "text": stack(exc)}
 
 
-def _stack(exc: BaseException) -> str:
+def stack(exc: BaseException) -> str:
     """An exception with its stack, from the first frame on that is not ours."""
     tb = exc.__traceback__
     while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_OWN_FILES):

@@ -164,7 +164,7 @@ OWN = {
 
 def suite(source: str, body: str) -> str:
     """A module that makes its objects when it is imported, and four tests that use them."""
-    head = "    import os, time\n    import pytest\n    IMPORTED_BY = os.getpid()\n"
+    head = "    import os, posix, time\n    import pytest\n    IMPORTED_BY = posix.getpid()\n"
     test = """
     @pytest.mark.parametrize("number", range(4))
     def test_it(number):

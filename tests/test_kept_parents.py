@@ -561,7 +561,7 @@ def test_a_collector_that_began_with_another_environment_is_not_used(
         """
         import os
         open("loaded", "a").write("x")
-        os.environ.setdefault("SET_BY", str(os.getpid()))
+        os.environ.setdefault("SET_BY", str(__import__("posix").getpid()))
         """
     )
     pytester.makepyfile(

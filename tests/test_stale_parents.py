@@ -37,6 +37,60 @@ else:
 import linked
 if linked.VALUE != 1:
     VALUE = linked.VALUE
+import reading
+VALUE = max(VALUE, *reading.values())
+"""
+READING = """\
+import configparser
+import glob
+import os
+import pkgutil
+from io import open as io_open
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def opened(name):
+    with open(os.path.join(HERE, name)) as file:
+        return int(file.read())
+
+def number():
+    number = os.open(HERE / "number.txt", os.O_RDONLY)
+    try:
+        return int(os.read(number, 9))
+    finally:
+        os.close(number)
+
+def missing():
+    try:
+        return opened("missing.txt")
+    except FileNotFoundError:
+        return 1
+
+def configured():
+    parser = configparser.ConfigParser({"value": "1"})
+    parser.read([HERE / "reading.ini", "reading.ini"])
+    return parser.getint("DEFAULT", "value")
+
+def listed(names):
+    return 2 if [name for name in names if name.endswith(".plugin")] else 1
+
+def values():
+    with io_open(HERE / "io.txt") as file:
+        yield int(file.read())
+    yield opened("data.txt")
+    yield opened("data_link.txt")
+    yield number()
+    yield missing()
+    yield configured()
+    yield int(pkgutil.get_data("held", "value.txt"))
+    yield int((HERE / "path.txt").read_text())
+    yield 2 if os.path.exists(HERE / "flag") else 1
+    yield 2 if (HERE / "flags" / "flag").is_file() else 1
+    yield listed(os.listdir(HERE / "listed"))
+    yield listed(entry.name for entry in os.scandir(HERE / "scanned"))
+    yield listed(path.name for path in (HERE / "iterated").iterdir())
+    yield listed(glob.glob(os.path.join(HERE, "globbed", "*")))
 """
 
 
@@ -55,7 +109,15 @@ class Place:
         self.write(self.site / "linked_1.py", "VALUE = 1\n")
         self.write(self.site / "linked_2.py", "VALUE = 2\n")
         (self.site / "linked.py").symlink_to("linked_1.py")
-        self.write(self.site / "data.txt", "1")
+        self.write(self.site / "reading.py", READING)
+        for name in ("io", "data", "number", "path", "data_1", "data_2"):
+            self.write(self.site / f"{name}.txt", "1")
+        self.write(self.site / "data_2.txt", "2")
+        (self.site / "data_link.txt").symlink_to("data_1.txt")
+        self.write(self.site / "held" / "value.txt", "1")
+        self.write(self.site / "held" / "__init__.py", "")
+        for name in ("listed", "scanned", "iterated", "globbed"):
+            self.write(self.site / name / "first.txt", "")
 
     @staticmethod
     def write(path: Path, text: str) -> None:
@@ -182,6 +244,19 @@ def _hidden_by_a_link(place: Place) -> None:
     (place.early / "heavy.py").symlink_to(place.root / "elsewhere.py")
 
 
+def _written(*parts: str, text: str = "2") -> Callable[[Place], None]:
+    def change(place: Place) -> None:
+        place.write(place.site.joinpath(*parts), text)
+
+    change.__name__ = "data_" + "_".join(parts).replace(".", "_")
+    return change
+
+
+def _data_link_switched(place: Place) -> None:
+    (place.site / "data_link.txt").unlink()
+    (place.site / "data_link.txt").symlink_to("data_2.txt")
+
+
 STALE = [
     _rewritten,
     _another_inode,
@@ -203,6 +278,13 @@ STALE = [
     _hidden_in_a_folder_that_was_absent,
     _part_of_a_package_hidden_with_it,
     _hidden_by_a_link,
+    _data_link_switched,
+    *(_written(f"{name}.txt") for name in ("io", "data", "number", "path", "data_1", "missing")),
+    _written("reading.ini", text="[DEFAULT]\nvalue = 2"),
+    _written("flag"),
+    _written("flags", "flag"),
+    _written("held", "value.txt"),
+    *(_written(name, "x.plugin") for name in ("listed", "scanned", "iterated", "globbed")),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The files that a parent has loaded, to tell whether any of them has changed since."""
+"""The files that a parent has loaded and read, to tell whether any of them has changed since."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import stat
 import sys
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 
+from pytest_forkd.parent.reads import Reads
 from pytest_forkd.parent.searches import Searches
 
 __all__ = ["Stamps", "process_start"]
@@ -30,12 +31,15 @@ class Stamps:
         self._started = started - _TICK
         self._stamps: dict[str, tuple[int, ...] | None] = {}
         self._searches = Searches()
+        self._reads = Reads(_stamp, _TICK)
         #: A file that was written while it was being loaded, perhaps: nobody knows what was read.
         self.doubtful: str | None = None
 
-    def recorded(self) -> AbstractContextManager[None]:
-        """While modules are imported: take note of where they are looked for."""
-        return self._searches.recorded()
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """While modules are imported: take note of where they are looked for and what they read."""
+        with self._searches.recorded(), self._reads.recorded():
+            yield
 
     def take(self) -> None:
         """Note the files that have been loaded since the last call."""
@@ -45,17 +49,18 @@ class Stamps:
                 self._stamps[path] = stamp
                 if stamp is None or max(stamp[3:5]) >= self._started:
                     self.doubtful = self.doubtful or path
+        self.doubtful = self.doubtful or self._reads.take()
 
     def changed(self) -> str | None:
         """The first file found that is not what it was; ``None`` if all are.
 
-        A file that has come counts if its module was looked for and not there, or if it would now
+        A file that has come counts if it was looked for and not there, or if its module would now
         be found in the place of another one.
         """
         for path, stamp in self._stamps.items():
             if _stamp(path) != stamp:
                 return path
-        return self._searches.changed()
+        return self._searches.changed() or self._reads.changed()
 
     def __len__(self) -> int:
         return len(self._stamps)

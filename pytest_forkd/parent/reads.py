@@ -1,0 +1,250 @@
+"""The files and directories that modules read while they are imported."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import importlib.machinery
+import io
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from os import scandir as _scandir  # these stay what they are
+from os import stat as _stat
+from stat import S_ISDIR
+from typing import Any
+
+__all__ = ["Reads"]
+
+_Stamp = tuple[int, ...]
+
+#: The kernel makes up what these say.
+_NO_FILES = ("/proc/", "/sys/", "/dev/")
+#: What a search for distributions looks at in each directory of the path.
+_DISTRIBUTIONS = (".dist-info", ".egg-info", ".egg", ".egg-link")
+_SEARCHES_DISTRIBUTIONS = ("importlib.metadata", "importlib_metadata", "pkg_resources")
+
+
+class Reads:
+    """What has been opened, listed, and looked for in vain.
+
+    Functions of the standard library are replaced while modules are imported, and put back. An
+    audit hook would see more, but nobody can take it away again: with one, each ``id()`` in a
+    worker takes ten times as long. Files that a library in C opens by itself are not noticed.
+
+    :param stamp: tells a file from any other and from its later self; ``None`` if there is none.
+        Its items 3 and 4 are the times of writing and of any change, in nanoseconds.
+    :param tick: how much older than it is a file may look, in nanoseconds.
+    """
+
+    def __init__(self, stamp: Callable[[str], _Stamp | None], tick: int) -> None:
+        self._stamp = stamp
+        self._tick = tick
+        self._files: dict[str, _Stamp | None] = {}
+        #: Read so soon after they were written that they may have been written again since.
+        self._young: set[str] = set()
+        self._missed: set[str] = set()
+        #: What a directory held, or what of it are distributions, by its path and which of both.
+        self._folders: dict[tuple[str, bool], frozenset[str] | None] = {}
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Take note of what is read meanwhile, by any thread."""
+        modules = set(sys.modules)
+        stand_ins = {
+            "open": _StandIn(open, self._open),
+            "open_code": _StandIn(io.open_code, self._open),
+            "os.open": _StandIn(os.open, self._os_open),
+            "listdir": _StandIn(os.listdir, self._list),
+            "scandir": _StandIn(os.scandir, self._list),
+            "stat": _StandIn(os.stat, failed=self._look_in_vain),
+        }
+        replaced: list[tuple[Any, str, _StandIn]] = [
+            (builtins, "open", stand_ins["open"]),
+            (io, "open", stand_ins["open"]),
+            (io, "open_code", stand_ins["open_code"]),
+            (os, "open", stand_ins["os.open"]),
+            *((os, name, stand_ins[name]) for name in ("listdir", "scandir", "stat")),
+        ]
+        # Python 3.10 keeps them a second time.
+        if (accessor := getattr(pathlib, "_NormalAccessor", None)) is not None:
+            names = ("open", "listdir", "scandir", "stat")
+            replaced += [(accessor, name, stand_ins[name]) for name in names]
+        for owner, name, stand_in in replaced:
+            setattr(owner, name, stand_in)
+        loader: Any = next(
+            base
+            for base in importlib.machinery.SourceFileLoader.__mro__
+            if "get_data" in vars(base)
+        )
+        get_data = loader.get_data
+
+        def noted_get_data(self_: object, path: str) -> bytes:
+            if not path.endswith((".py", ".pyc")):  # those that are imported are known
+                self._read(path)
+            return get_data(self_, path)  # type: ignore[no-any-return]
+
+        loader.get_data = noted_get_data
+        try:
+            yield
+        finally:
+            if loader.get_data is noted_get_data:
+                loader.get_data = get_data
+            for owner, name, stand_in in replaced:
+                stand_in.retire()
+                if getattr(owner, name) is stand_in:
+                    setattr(owner, name, stand_in.original)
+            _put_back(sys.modules.keys() - modules)
+
+    def take(self) -> str | None:
+        """Look at what was read since the last call.
+
+        :returns: a file of which nobody knows what was read, if any.
+        """
+        missed, self._missed = self._missed, set()
+        for path in missed:
+            # If it is there now, an import has made it, and would find it the next time.
+            self._files[path] = self._stamp(path)
+        young, self._young = self._young, set()
+        for path in list(young):
+            if self._stamp(path) is None:  # an import has written, read and removed it
+                young.discard(path)
+                del self._files[path]
+        return min(young, default=None)
+
+    def changed(self) -> str | None:
+        """A file or directory that is not what it was."""
+        for path, stamp in self._files.items():
+            if self._stamp(path) != stamp:
+                return path
+        for (path, distributions), names in self._folders.items():
+            found = _names(path, distributions)
+            if found != names:
+                different = sorted((found or frozenset()) ^ (names or frozenset()))
+                return os.path.join(path, *different[:1])
+        return None
+
+    def _open(self, file: object, mode: object = "r", *_rest: object, **_more: object) -> None:
+        if isinstance(mode, str) and not set(mode) & set("wax"):
+            self._read(file)
+
+    def _os_open(self, path: object, flags: object, *_rest: object, **more: object) -> None:
+        if (
+            isinstance(flags, int)
+            and flags & os.O_ACCMODE == os.O_RDONLY
+            and not more.get("dir_fd")
+        ):
+            self._read(path)
+
+    def _read(self, file: object) -> None:
+        path = _absolute(file)
+        if path is None or path in self._files:
+            return
+        now = time.time_ns()
+        stamp = self._stamp(path)
+        if stamp is None:
+            self._miss(path)
+        elif not S_ISDIR(_stat(path).st_mode):
+            self._files[path] = stamp
+            if max(stamp[3:5]) >= now - self._tick:
+                self._young.add(path)
+
+    def _look_in_vain(self, path: object, *_rest: object, **more: object) -> None:
+        found = _absolute(path) if not more.get("dir_fd") else None
+        if found is not None and found not in self._files:
+            self._miss(found)
+
+    def _miss(self, path: str) -> None:
+        self._files[path] = None
+        self._missed.add(path)
+
+    def _list(self, path: object = ".") -> None:
+        found = _absolute(path)
+        if found is None:
+            return
+        caller = sys._getframe(2).f_globals.get("__name__")
+        distributions = caller in _SEARCHES_DISTRIBUTIONS
+        if (found, distributions) not in self._folders:
+            self._folders[found, distributions] = _names(found, distributions)
+
+
+class _StandIn:
+    """A function that is called in the place of another one, and equal to it.
+
+    :param called: what is told of each call, before it is made.
+    :param failed: what is told of each call that finds no such file.
+    """
+
+    def __init__(
+        self,
+        original: Callable[..., Any],
+        called: Callable[..., None] | None = None,
+        failed: Callable[..., None] | None = None,
+    ) -> None:
+        self.original = original
+        self._called = called
+        self._failed = failed
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._called is not None:
+            with contextlib.suppress(Exception):  # a wrong call is the original's to complain of
+                self._called(*args, **kwargs)
+        try:
+            return self.original(*args, **kwargs)
+        except FileNotFoundError:
+            if self._failed is not None:
+                self._failed(*args, **kwargs)
+            raise
+
+    def retire(self) -> None:
+        """Do nothing but what the original does, for whoever has kept this."""
+        self._called = self._failed = None
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or self.original == other
+
+    def __hash__(self) -> int:  # ``os.stat in os.supports_fd``
+        return hash(self.original)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
+
+
+def _put_back(modules: set[str]) -> None:
+    """Put the original wherever modules, or their classes, have kept a stand-in by a name."""
+    for name in modules:
+        space = getattr(sys.modules.get(name), "__dict__", None)
+        if not isinstance(space, dict):
+            continue
+        for key, value in list(space.items()):
+            if type(value) is _StandIn:
+                space[key] = value.original
+            elif isinstance(value, type) and value.__module__ == name:
+                for attribute, part in list(vars(value).items()):
+                    if type(part) is _StandIn:
+                        setattr(value, attribute, part.original)
+
+
+def _absolute(file: object) -> str | None:
+    """The path of a file that has one."""
+    if isinstance(file, int) or not isinstance(file, (str, bytes, os.PathLike)):
+        return None
+    path = os.path.abspath(os.fsdecode(file))
+    return None if path.startswith(_NO_FILES) or "/__pycache__/" in path else path
+
+
+def _names(path: str, distributions: bool) -> frozenset[str] | None:
+    """What is in a directory, or what of it are distributions; ``None`` if it can't be listed.
+
+    Hidden files and bytecode come and go in directories that somebody works in.
+    """
+    try:
+        with _scandir(path) as entries:
+            names = [entry.name for entry in entries]
+    except OSError:
+        return None
+    if distributions:
+        return frozenset(name for name in names if name.endswith(_DISTRIBUTIONS))
+    return frozenset(name for name in names if not name.startswith(".") and name != "__pycache__")

@@ -92,7 +92,7 @@ class ForkdWorkerController(WorkerController):
         self.exhausted: str | None = None
         #: Whether nothing more that it says counts; what one that has died has said does.
         self.given_up = False
-        gateway.on_protocol_error = self.broke_protocol
+        gateway.on_protocol_error = self.broke_stream
         gateway.on_deaf = self.is_deaf
 
     @property
@@ -226,7 +226,7 @@ class ForkdWorkerController(WorkerController):
         if eventcall is Marker.END:
             self.log("channel closed")  # how it ended is told by the backend
         else:
-            self.broke_protocol(f"a {type(eventcall).__name__} instead of a message")
+            self.broke_stream(f"a {type(eventcall).__name__} instead of a message")
 
     def finished(self, workeroutput: dict[str, Any]) -> None:
         """The worker's session has ended in good order."""
@@ -243,7 +243,15 @@ class ForkdWorkerController(WorkerController):
         self.notify_inproc("exited", node=self)
 
     def broke_protocol(self, reason: str) -> None:
-        """The worker sent what no worker of ours would send: end it, touch nothing else."""
+        """The worker sent what no worker of ours would send: end it, touch nothing else.
+
+        What it has sent since does not count.
+        """
+        self.given_up = True
+        self.broke_stream(reason)
+
+    def broke_stream(self, reason: str) -> None:
+        """Its next message can't be read; those before it, which still count, may tell what ran."""
         self._give_up(f"it sent a bad message ({line(reason)})")
 
     def is_deaf(self, reason: str) -> None:
@@ -253,7 +261,6 @@ class ForkdWorkerController(WorkerController):
     def _give_up(self, reason: str) -> None:
         if self.end is None:
             self.gateway.stop_reading()
-            self.given_up = True
             self.end = WorkerEnd(f"it was ended because {reason}")
             self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
             self.notify_inproc("exited", node=self)

@@ -6,7 +6,10 @@ fail. ``PYTEST_FORKD_QEMU_CACHE`` names a directory that keeps image and snapsho
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +18,30 @@ import pytest
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.snapshots.plan import Plan, Rewriting
 from tests.conftest import Runner
+
+#: Says what pytest rewrites in a run as the fixture ``run`` starts it.
+_REWRITING = """
+import dataclasses, json
+from _pytest.config import _prepareconfig
+from pytest_forkd.snapshots.plan import Rewriting
+config = _prepareconfig(["-p", "xdist", "-p", "forkd"])
+print(json.dumps(dataclasses.asdict(Rewriting.of(config))))
+"""
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Base, Entry]:
+def run_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """What a run plans for a suite that names no third-party module: its snapshot depends on it."""
+    environ = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    folder = tmp_path_factory.mktemp("plan")
+    told = subprocess.check_output([sys.executable, "-c", _REWRITING], cwd=folder, env=environ)
+    return Plan(rewriting=Rewriting.from_json(json.loads(told)))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory, run_plan: Plan) -> tuple[Path, Base, Entry]:
     """A cache directory with an image and a snapshot of this environment."""
     kept = os.environ.get("PYTEST_FORKD_QEMU_CACHE")
     cache = Path(kept) if kept else tmp_path_factory.mktemp("cache")
@@ -31,7 +52,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Base, Entry]:
         if os.environ.get("PYTEST_FORKD_REQUIRE_QEMU"):
             raise
         pytest.skip(f"no virtual machines here: {str(exc).splitlines()[0]}")
-    return cache, base, warm_snapshot(store, base, Plan())
+    return cache, base, warm_snapshot(store, base, run_plan)
 
 
 @pytest.fixture

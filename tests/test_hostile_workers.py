@@ -67,6 +67,39 @@ def test_a_lie_ends_its_worker_alone(pytester: pytest.Pytester, run: Runner, dis
     assert "it speaks of 'test_it.py::test_good[3]', which it does not run" in told
 
 
+def test_what_came_together_with_nonsense_tells_what_was_running(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """Messages that have been read at once are handled in order: the start of a test counts."""
+    pytester.makepyfile(
+        test_it=LIES.partition("@pytest")[0]
+        + """
+    def test_before(request):
+        plugin, = (p for p in request.config.pluginmanager.get_plugins()
+                   if type(p).__name__ == "Interactor")
+        sock = plugin._channel._sock
+        class Together:
+            "Keeps what is written until the next test has begun."
+            kept = b""
+            def __getattr__(self, name):
+                return getattr(sock, name)
+            def sendall(self, data):
+                self.kept += data
+                if b'"start"' in data:
+                    sock.sendall(self.kept + b"\\xff" * 100)
+                    time.sleep(30)
+        plugin._channel._sock = Together()
+    def test_blamed(): pass
+    def test_good(): pass
+    """
+    )
+    result = run("--dist=load", "-rfp", "--max-worker-restart=9", workers=1)
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines_random(
+        ["PASSED test_it.py::test_before", "FAILED test_it.py::test_blamed*", "PASSED *test_good"]
+    )
+
+
 def test_reports_of_one_test_without_end(pytester: pytest.Pytester, run: Runner) -> None:
     """What a test tells is held back while it runs."""
     pytester.makepyfile(

@@ -564,6 +564,7 @@ def test_a_clone_can_be_saved_and_cloned_and_changes_nothing(
 
 def test_a_damaged_snapshot_is_told_with_what_to_do(
     warm: tuple[Path, Base, Entry],
+    run_plan: Plan,
     run: Runner,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
@@ -580,7 +581,7 @@ def test_a_damaged_snapshot_is_told_with_what_to_do(
 
     with monkeypatch.context() as patch:
         patch.setattr("pytest_forkd.qemu.warmup._warm_up", damaged)
-        entry = warm_snapshot(store, find_base(store), Plan())
+        entry = warm_snapshot(store, find_base(store), run_plan)
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
     pytester.makepyfile("def test(): pass")
     memory = entry.path / "memory"

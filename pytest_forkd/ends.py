@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.outcomes import Exit
 from xdist.dsession import DSession
 
 from pytest_forkd.crash import crash_report
@@ -19,12 +20,19 @@ if TYPE_CHECKING:
     from pytest_forkd.backends.base import Backend
     from pytest_forkd.inbox import Inbox
 
-__all__ = ["WorkerEnds"]
+__all__ = ["RunLost", "WorkerEnds"]
 
 #: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
 _SERVER_GRACE = 0.02
 #: Machines that may end in the middle of nothing, as far as is known.
 _MAX_UNEXPLAINED = 2
+
+
+class RunLost(Exit):
+    """The run cannot go on, for no fault of the suite's; pytest shows this in one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
 class WorkerEnds(DSession):
@@ -63,6 +71,11 @@ class WorkerEnds(DSession):
             self._replace(node)
             self._active_nodes.discard(node)
             return
+        if node.end is not None and node.end.unborn:
+            self._active_nodes.discard(node)
+            if not self._active_nodes:
+                raise RunLost(f"no worker can be made: {node.end.reason}")
+            return  # the others do its part
         if crashitem:
             self.handle_crashitem(crashitem, node)
         self._failed_nodes_count += 1
@@ -74,6 +87,10 @@ class WorkerEnds(DSession):
                 message = f"maximum crashed workers reached: {limit}"
             self._summary_report = message
             self.report_line(f"\n{message}")
+            if not getattr(
+                self._session, "testsfailed", 0
+            ):  # then nothing else would make the run fail
+                self.shouldstop = message
             self.triggershutdown()
         elif self._is_missed(more):
             self.report_line(f"\nreplacing crashed worker {node.gateway.id}")

@@ -10,14 +10,14 @@ import pytest
 from pytest_forkd.backends.base import BackendError, WorkerEnd
 from pytest_forkd.channel.bounds import line as one_line
 from pytest_forkd.deadly import DeadlyFiles
-from pytest_forkd.ends import WorkerEnds
+from pytest_forkd.ends import RunLost, WorkerEnds
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again
 
 __all__ = ["CollectorLosses", "CollectorLost"]
 
 
-class CollectorLost(RuntimeError):
+class CollectorLost(RunLost):
     """The collector died twice; there is no third try."""
 
 

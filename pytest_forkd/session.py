@@ -28,6 +28,7 @@ from pytest_forkd.garbage import (
     without_reports_at_exit,
 )
 from pytest_forkd.inbox import BadEvent, Inbox
+from pytest_forkd.limits import check_open_files, which_limit
 from pytest_forkd.logfiles import reopen_log_files
 from pytest_forkd.losses import CollectorLosses, CollectorLost
 from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
@@ -94,6 +95,8 @@ class ForkdSession(CollectorLosses):
                 self.nodemanager = None
             self.backend.close()
             if isinstance(exc, OSError):
+                if short := which_limit(str(exc)):
+                    raise pytest.UsageError(f"pytest-forkd: {exc}{short}") from exc
                 raise pytest.UsageError(
                     f"pytest-forkd: cannot make the workers' temporary directories: {exc}\n"
                     "Set TMPDIR, or --basetemp, to a directory that has space and is writable."
@@ -103,6 +106,8 @@ class ForkdSession(CollectorLosses):
             raise
 
     def _start_nodes(self) -> None:
+        if self.backend.shares_files:
+            check_open_files(len(self.config.option.tx))
         self.nodemanager = ForkdNodeManager(self.config, self.backend, self.settings.testrunuid)
         self.queue = self.nodemanager.events  # type: ignore[assignment]
         self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))

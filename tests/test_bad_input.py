@@ -17,8 +17,8 @@ from pytest_forkd.backends.base import BackendError
 from pytest_forkd.backends.parents import runtime_directory
 from pytest_forkd.settings import Settings, make_backend
 from pytest_forkd.snapshots.plan import Plan
-from tests.conftest import TIMEOUT
-from tests.observing import MARK, processes_of
+from tests.conftest import TIMEOUT, Runner
+from tests.observing import MARK, blamed, processes_of
 
 Refused = Callable[..., str]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -341,6 +341,37 @@ def test_on_macos_the_workers_are_xdists(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["forkd: plain xdist workers: *--forkd-backend=process*", "2 workers ?6 items?"]
     )
+
+
+# -- limits of the operating system ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", [24, 40])
+def test_too_few_open_files(pytester: pytest.Pytester, refused: Refused, allowed: int) -> None:
+    pytester.makepyfile(
+        limited=f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({allowed}, 9999))"
+    )
+    told = refused("-p", "limited", "--forkd-workers=8")
+    assert "open files" in told
+    assert f"limit is {allowed} (RLIMIT_NOFILE" in told
+
+
+def test_no_worker_can_be_forked(pytester: pytest.Pytester, run: Runner) -> None:
+    """A suite that limits itself too far: no endless tries, no success without a test."""
+    pytester.makepyfile(
+        """
+        import resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(__import__("os").listdir("/proc/self/fd")),
+                                                    resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        def test_it(): pass
+        """
+    )
+    result = run()
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["!* no worker can be made: * Too many open files* !*"])
+    assert result.stdout.str().count("fork failed") <= 4
+    assert blamed(result) == []
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
 # -- help --------------------------------------------------------------------------------------

@@ -106,15 +106,16 @@ def test_failures_from_before_the_loss_are_kept(pytester: pytest.Pytester, run: 
 
 @who_dies
 def test_a_second_loss_ends_the_run(pytester: pytest.Pytester, run: Runner, who: str) -> None:
-    """With an internal error that names it; no test is blamed."""
+    """With exit code 3 and a line that names it; no test is blamed."""
     killing_suite(pytester, who, 2)
     result = run("-rfE")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     assert len(list((pytester.path / "killed").iterdir())) == 2
     assert blamed(result) == []
     result.stdout.fnmatch_lines(
-        [f"INTERNALERROR> *CollectorLost: the {who}*ended with signal SIGKILL; so did the one *"]
+        [f"!*CollectorLost: the {who}*ended with signal SIGKILL; so did the one before it !*"]
     )
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
 
 
 @who_dies

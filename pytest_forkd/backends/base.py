@@ -82,6 +82,7 @@ class WorkerEnd:
     :ivar err: the same for standard error.
     :ivar importing: the file that it was importing, if any.
     :ivar abrupt: what it said last may not have arrived.
+    :ivar unborn: there was no process, and another try would not end otherwise.
     :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
     """
 
@@ -93,6 +94,7 @@ class WorkerEnd:
     blameless: bool = False
     abrupt: bool = False
     importing: str = ""
+    unborn: bool = False
 
 
 class Listener(Protocol):

@@ -19,6 +19,7 @@ from pytest_forkd.backends.parents import Keep, Parent, describe_exit
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.messages import Collected, check_collected, only_entry
+from pytest_forkd.limits import which_limit
 from pytest_forkd.processtree import Process, end_tree
 from pytest_forkd.snapshots.plan import Plan
 
@@ -203,9 +204,8 @@ class ProcessBackend(Backend):
             self._listener.on_worker_exit(message["exit"]["worker"], _end(message["exit"]))
         elif "fork_failed" in message:
             failed = message["fork_failed"]
-            self._listener.on_worker_exit(
-                failed["worker"], WorkerEnd(f"fork failed: {failed['error']}")
-            )
+            reason = f"fork failed: {failed['error']}{which_limit(failed['error'])}"
+            self._listener.on_worker_exit(failed["worker"], WorkerEnd(reason, unborn=True))
         elif "forked" not in message:
             if not message.keys() & {"warm", "broken"}:
                 self._ending = True  # it leaves by itself

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import json
 import os
 import select
@@ -20,7 +21,15 @@ from typing import Any
 
 from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES, check_json
 
-__all__ = ["MAX_FRAME_BYTES", "Frame", "FrameError", "FrameSocket", "peer_uid", "wait_for"]
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "DescriptorsLost",
+    "Frame",
+    "FrameError",
+    "FrameSocket",
+    "peer_uid",
+    "wait_for",
+]
 
 #: What may be longer, a collection, comes in parts.
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES
@@ -33,6 +42,17 @@ _CHUNK = 256 * 1024
 
 class FrameError(Exception):
     """The peer sent something that is no frame."""
+
+
+class DescriptorsLost(FrameError):
+    """A frame's descriptors have not come with it: this process may not have more.
+
+    :ivar message: the frame's object.
+    """
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        super().__init__(f"[Errno {errno.EMFILE}] {os.strerror(errno.EMFILE)}")
+        self.message = message
 
 
 def wait_for(sock: socket.socket, event: int, timeout: float) -> None:
@@ -117,6 +137,8 @@ class FrameSocket:
         Sets :attr:`eof` when the peer has closed.
 
         :raises FrameError: on a frame that is too large or is no JSON object.
+        :raises DescriptorsLost: on a frame without its descriptors; the next call returns those
+            before and after it.
         """
         while not self.eof:
             try:
@@ -139,8 +161,14 @@ class FrameSocket:
                 break
         frames = list(self._frames)
         self._frames.clear()
-        while (frame := self._take()) is not None:
-            frames.append(frame)
+        try:
+            while (frame := self._take()) is not None:
+                frames.append(frame)
+        except DescriptorsLost:
+            self._frames.extend(frames)
+            while self._fds:  # whose they are cannot be told
+                os.close(self._fds.popleft())
+            raise
         return frames
 
     def receive(self, timeout: float) -> Frame:
@@ -193,9 +221,9 @@ class FrameSocket:
             raise FrameError(f"a frame cannot be decoded: {exc}") from exc
         if not isinstance(message, dict):
             raise FrameError("a frame is not a JSON object")
-        if fd_count > len(self._fds):
-            raise FrameError("a frame came without its descriptors")
         del self._buffer[:end]
+        if fd_count > len(self._fds):
+            raise DescriptorsLost(message)
         return Frame(message, [self._fds.popleft() for _ in range(fd_count)])
 
 

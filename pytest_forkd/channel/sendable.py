@@ -74,7 +74,7 @@ def as_builtins(value: Any, replaced: list[str], depth: int = 0) -> Any:
 
 
 def as_json(value: Any, replaced: list[str]) -> Any:
-    """The same for JSON, which has fewer types: lists for tuples, text for keys of other types."""
+    """The same for JSON, which has fewer values: lists for tuples, text for other keys and NaN."""
     return _for_json(as_builtins(value, replaced), replaced)
 
 
@@ -88,6 +88,8 @@ def _for_json(value: Any, replaced: list[str]) -> Any:
             for key, part in value.items()
         }
     if kind in (complex, bytes, set, frozenset):
+        return _as_text(value, replaced)
+    if kind is float and value - value != 0:  # infinite, or no number
         return _as_text(value, replaced)
     return value
 

@@ -11,13 +11,15 @@ import socket
 import struct
 from typing import Any
 
-from execnet.gateway_base import Message, dumps_internal, loads_internal
+from execnet.gateway_base import Message, opcode
 
 __all__ = ["CHANNEL_ID", "ChannelClosed", "WorkerChannel"]
 
 #: The first channel that a controller's gateway opens (execnet counts 1, 3, 5, ...).
 CHANNEL_ID = 1
 _HEADER = struct.Struct("!bii")
+#: A message's data is one byte string, as execnet serializes it: opcode and length before, an end.
+_BYTES = struct.Struct("!ci")
 _CHUNK = 64 * 1024
 # Held from before the first test, which may leave the modules that it patches in any state.
 _DONT_WAIT = socket.MSG_DONTWAIT
@@ -41,7 +43,7 @@ class WorkerChannel:
 
         :raises OSError: if the controller is gone.
         """
-        data = dumps_internal(payload)
+        data = _BYTES.pack(opcode.BYTES, len(payload)) + payload + opcode.STOP
         self._sock.sendall(_HEADER.pack(Message.CHANNEL_DATA, CHANNEL_ID, len(data)) + data)
 
     def commands(self, *, wait: bool) -> list[tuple[str, dict[str, Any]]]:
@@ -81,7 +83,8 @@ class WorkerChannel:
             payload = bytes(self._buffer[_HEADER.size : end])
             del self._buffer[:end]
             if code == Message.CHANNEL_DATA:
-                (name, kwargs), _end = _scan(loads_internal(payload).decode("ascii"), 0)
+                text = payload[_BYTES.size : -len(opcode.STOP)].decode("ascii")
+                (name, kwargs), _end = _scan(text, 0)
                 found.append((name, kwargs))
             elif code in (
                 Message.CHANNEL_CLOSE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -31,6 +32,8 @@ from pytest_forkd.parent.outbox import Outbox
 __all__ = ["Interactor"]
 
 _PHASES = {"setup": 0, "call": 1, "teardown": 2}
+#: The exit code of a worker that its test has left unusable: EX_SOFTWARE of sysexits.h.
+_SOFTWARE_ERROR = 70
 
 
 class Interactor(WorkerInteractor):
@@ -45,6 +48,7 @@ class Interactor(WorkerInteractor):
     # Held from before the first test, which may leave the modules that it patches in any state.
     _clock = staticmethod(time.perf_counter)
     _getpid = staticmethod(os.getpid)
+    _modules = sys.modules
 
     def __init__(self, config: pytest.Config, workerinput: dict[str, Any]) -> None:
         # Not WorkerInteractor's: that builds a queue with locks for a receiver thread.
@@ -240,6 +244,9 @@ class Interactor(WorkerInteractor):
         worker_title(f"[pytest-forkd running] {item.nodeid}")
         start = self._clock()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
+        if "pytest" not in self._modules:  # it cannot run another test; they run elsewhere
+            os.write(2, f"forkd: {item.nodeid} removes pytest from sys.modules\n".encode())
+            os._exit(_SOFTWARE_ERROR)
         duration = self._clock() - start - self._elsewhere - self._fixtures.spent
         worker_title("[pytest-forkd idle]")
         self._item = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.events import unpack_object
-from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
+from pytest_forkd.channel.frames import DescriptorsLost, Frame, FrameError, FrameSocket
 from pytest_forkd.channel.wire import WorkerChannel
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
@@ -102,11 +102,7 @@ class Nursery:
         return None
 
     def _read_requests(self) -> None:
-        try:
-            frames = self.connection.read_available()
-        except FrameError:
-            self.connection.eof, frames = True, []
-        for frame in frames:
+        for frame in self._frames():
             if "fork" in frame.message:
                 self._fork(frame)
                 if self._birth is not None:
@@ -120,6 +116,20 @@ class Nursery:
             processes.kill_children(list(self._children))
             os._exit(1)
 
+    def _frames(self) -> list[Frame]:
+        while True:
+            try:
+                return self.connection.read_available()
+            except DescriptorsLost as exc:
+                if "fork" in exc.message:
+                    self._tell_of_no_fork(exc.message["fork"]["worker"], exc)
+            except FrameError:
+                self.connection.eof = True
+                return []
+
+    def _tell_of_no_fork(self, worker: str, why: Exception) -> None:
+        self._tell({"fork_failed": {"worker": worker, "error": str(why)}})
+
     def _fork(self, frame: Frame) -> None:
         request = frame.message["fork"]
         channel_fd = frame.fds[0]
@@ -131,7 +141,7 @@ class Nursery:
             pid = processes.fork()
         except OSError as exc:
             self._close(frame)
-            self._tell({"fork_failed": {"worker": name, "error": str(exc)}})
+            self._tell_of_no_fork(name, exc)
             return
         if pid == 0:
             processes.die_with(me)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from os import scandir as _scandir  # these stay what they are
 from os import stat as _stat
 from stat import S_ISDIR
+from types import ModuleType
 from typing import Any
 
 __all__ = ["Reads"]
@@ -25,6 +26,9 @@ _NO_FILES = ("/proc/", "/sys/", "/dev/")
 #: What a search for distributions looks at in each directory of the path.
 _DISTRIBUTIONS = (".dist-info", ".egg-info", ".egg", ".egg-link")
 _SEARCHES_DISTRIBUTIONS = ("importlib.metadata", "importlib_metadata", "pkg_resources")
+
+_SPACE_OF_MODULE: Any = vars(ModuleType)["__dict__"].__get__
+_SPACE_OF_CLASS: Any = vars(type)["__dict__"].__get__
 
 
 class Reads:
@@ -215,16 +219,21 @@ class _StandIn:
 def _put_back(modules: set[str]) -> None:
     """Put the original wherever modules, or their classes, have kept a stand-in by a name."""
     for name in modules:
-        space = getattr(sys.modules.get(name), "__dict__", None)
-        if not isinstance(space, dict):
+        module = sys.modules.get(name)
+        if not issubclass(type(module), ModuleType):
             continue
+        # Nothing is asked of the objects themselves: those that are made when they are needed, such
+        # as Django's settings, would be made now.
+        space: dict[str, Any] = _SPACE_OF_MODULE(module)
         for key, value in list(space.items()):
             if type(value) is _StandIn:
                 space[key] = value.original
-            elif isinstance(value, type) and value.__module__ == name:
-                for attribute, part in list(vars(value).items()):
-                    if type(part) is _StandIn:
-                        setattr(value, attribute, part.original)
+            elif issubclass(type(value), type):
+                parts = _SPACE_OF_CLASS(value)
+                kept = {key: part for key, part in parts.items() if type(part) is _StandIn}
+                for attribute, part in kept.items():
+                    with contextlib.suppress(Exception):
+                        type.__setattr__(value, attribute, part.original)
 
 
 def _absolute(file: object) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import struct
 import threading
@@ -16,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_forkd.channel import frames as frames_module
-from pytest_forkd.channel.frames import MAX_FRAME_BYTES, FrameError, FrameSocket, peer_uid
+from pytest_forkd.channel.frames import (
+    MAX_FRAME_BYTES,
+    DescriptorsLost,
+    FrameError,
+    FrameSocket,
+    peer_uid,
+)
 from tests.unit import no_longer_than, property_based
 
 json_values = st.recursive(
@@ -227,6 +234,28 @@ def test_descriptors_that_nobody_took_are_closed_with_the_socket() -> None:
             os.read(read, 1)  # the other end is still open, twice
     assert os.read(read, 1) == b""
     os.close(read)
+
+
+def test_a_frame_whose_descriptors_find_no_room_is_told_and_the_others_arrive() -> None:
+    """Where no more files may be open, the kernel drops the descriptors, and says nothing else."""
+    with connected() as (ours, frames), new_files(2) as fds:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sender = FrameSocket(ours)
+        sender.send({"before": 1})
+        sender.send({"with": 2}, fds)
+        sender.send({"after": 3})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(fds) + 1, hard))
+        try:
+            with ExitStack() as stack:
+                with suppress(OSError):
+                    while True:
+                        stack.callback(os.close, os.dup(fds[0]))
+                with pytest.raises(DescriptorsLost, match="open files") as caught:
+                    frames.read_available()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert caught.value.message == {"with": 2}
+        assert [frame.message for frame in frames.read_available()] == [{"before": 1}, {"after": 3}]
 
 
 def test_nothing_follows_half_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -79,6 +80,30 @@ def test_a_module_that_imports_a_function_by_name_keeps_the_real_one(
     assert reads.take() is None
     old.write_text("2")
     assert reads.changed() == str(old)
+
+
+def test_objects_that_are_made_when_they_are_asked_for_are_not_made(
+    reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's settings, modules that load what they hold when their ``__dict__`` is read."""
+
+    class Lazy:
+        @property
+        def __class__(self) -> Any:
+            raise RuntimeError("not configured")
+
+    class LazyModule(ModuleType):
+        @property  # type: ignore[misc]
+        def __dict__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("loads everything")
+
+    with reads.recorded():
+        module: Any = LazyModule("lazy_module")
+        module.lazy = Lazy()
+        module.named = open
+        monkeypatch.setitem(sys.modules, "lazy_module", module)
+        monkeypatch.setitem(sys.modules, "no_module", Lazy())
+    assert module.named is open
 
 
 def test_what_is_wrong_is_wrong_as_ever(reads: Reads, tmp_path: Path) -> None:

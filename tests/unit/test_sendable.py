@@ -5,12 +5,13 @@ from __future__ import annotations
 import collections
 import enum
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from xdist.remote import serialize_warning_message
 
@@ -25,6 +26,9 @@ from pytest_forkd.channel.sendable import MAX_DEPTH, as_builtins, as_json
 from pytest_forkd.parent.warned import take_apart
 from tests.unit import property_based
 from tests.unit.test_events import builtins, hashables, reports, shape
+
+#: pathlib._local.PosixPath in Python 3.13.
+PATH = f"a value of type {type(Path()).__module__}.PosixPath"
 
 
 class Silent:
@@ -106,6 +110,8 @@ def test_anything_can_be_sent(value: Any) -> None:
 
 @property_based
 @given(anything)
+@example(math.inf)
+@example({"a": [math.nan]})
 def test_anything_can_be_told_as_json(value: Any) -> None:
     found = as_json(value, [])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -114,13 +120,13 @@ def test_anything_can_be_told_as_json(value: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "sent", "what"),
     [
-        (Path("/x"), "/x", "a value of type pathlib.PosixPath"),
+        (Path("/x"), "/x", PATH),
         (ValueError("why"), "why", "a value of type ValueError"),
         (Silent(), f"{__name__}.Silent", f"a value of type {__name__}.Silent"),
         (Failing(), f"{__name__}.Failing", f"a value of type {__name__}.Failing"),
         (NoText(), f"{__name__}.NoText", f"a value of type {__name__}.NoText"),
-        ({"a": [Path("/x")]}, {"a": ["/x"]}, "a value of type pathlib.PosixPath"),
-        ({Path("/x"): 1}, {"/x": 1}, "a value of type pathlib.PosixPath"),
+        ({"a": [Path("/x")]}, {"a": ["/x"]}, PATH),
+        ({Path("/x"): 1}, {"/x": 1}, PATH),
         (10**5000, "int", "an int of too many digits"),
     ],
     ids=lambda value: type(value).__name__,
@@ -219,8 +225,8 @@ def test_what_was_replaced_is_named() -> None:
     )
     assert sorted(replaced) == [
         ("exc", "a value of type ValueError"),
-        ("sections", "a value of type pathlib.PosixPath"),
-        ("user_properties['path']", "a value of type pathlib.PosixPath"),
+        ("sections", PATH),
+        ("user_properties['path']", PATH),
     ]
 
 

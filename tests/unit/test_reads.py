@@ -87,23 +87,17 @@ def test_objects_that_are_made_when_they_are_asked_for_are_not_made(
 ) -> None:
     """Django's settings, modules that load what they hold when their ``__dict__`` is read."""
 
-    class Lazy:
-        @property
-        def __class__(self) -> Any:
-            raise RuntimeError("not configured")
+    def asked(_self: object) -> Any:
+        raise RuntimeError("this loads everything")
 
-    class LazyModule(ModuleType):
-        @property  # type: ignore[misc]
-        def __dict__(self) -> Any:  # type: ignore[override]
-            raise RuntimeError("loads everything")
-
+    lazy = type("Lazy", (), {"__class__": property(asked)})()
+    lazy_module = type("LazyModule", (ModuleType,), {"__dict__": property(asked)})("lazy_module")
     with reads.recorded():
-        module: Any = LazyModule("lazy_module")
-        module.lazy = Lazy()
-        module.named = open
-        monkeypatch.setitem(sys.modules, "lazy_module", module)
-        monkeypatch.setitem(sys.modules, "no_module", Lazy())
-    assert module.named is open
+        lazy_module.lazy = lazy
+        lazy_module.named = open
+        monkeypatch.setitem(sys.modules, "lazy_module", lazy_module)
+        monkeypatch.setitem(sys.modules, "no_module", lazy)
+    assert lazy_module.named is open
 
 
 def test_what_is_wrong_is_wrong_as_ever(reads: Reads, tmp_path: Path) -> None:

@@ -215,6 +215,21 @@ def test_several_modules_that_end_their_process_are_all_found(
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.mark.parametrize("warm", ["auto", "imports"])
+@pytest.mark.parametrize("how", ["import sys; sys.exit(5)", "raise SystemExit", "exit()"])
+def test_a_module_that_exits_is_an_error_of_that_module(
+    pytester: pytest.Pytester, run: Runner, how: str, warm: str
+) -> None:
+    """A plain run ends with an internal error of pytest; xdist's of two workers, with its own."""
+    pytester.makepyfile(test_a=how, test_b="def test_it(): pass")
+    result = run("-rfE", f"--forkd-warm={warm}")
+    result.assert_outcomes(passed=1, errors=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert blamed(result) == ["test_a.py"]
+    result.stdout.fnmatch_lines(["test_a.py:1: in <module>", "E   SystemExit*"])
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+
+
 def test_the_number_of_such_modules_has_a_limit(pytester: pytest.Pytester, run: Runner) -> None:
     pytester.makepyfile(**{f"test_{i:02}": "import os; os._exit(3)" for i in range(12)})
     result = run()

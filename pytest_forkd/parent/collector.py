@@ -36,7 +36,7 @@ from pytest_forkd.parent import garbage, processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
 from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
-from pytest_forkd.parent.importing import ImportNotes, note_conftests
+from pytest_forkd.parent.importing import note_conftests, watch_imports
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth, Nursery
 from pytest_forkd.parent.preload import (
@@ -199,9 +199,7 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         config = make_config(request, workerinput, birth.basetemp)
         interactor = Interactor(config, workerinput)
         configure_worker(config, interactor, birth)
-        config.pluginmanager.register(
-            ImportNotes(birth.files, request.get("deadly", {})), "forkd-import-notes"
-        )
+        watch_imports(config, birth.files, request)
         run_session(config)
     except Unconfigured as exc:
         tell_unconfigured(birth, exc.reason)
@@ -270,9 +268,7 @@ def serve_collection(
     )
     plugin.leave_if_unsuitable()
     config.pluginmanager.register(plugin, "forkd-collector")
-    config.pluginmanager.register(
-        ImportNotes(files, request.get("deadly", {})), "forkd-import-notes"
-    )
+    watch_imports(config, files, request)
     status = run_session(config)
     if plugin.birth is None:
         # No run loop: collection failed or was ended by a hook.

@@ -7,6 +7,7 @@ instead of importing it.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -14,7 +15,18 @@ from _pytest.config import PytestPluginManager
 
 from pytest_forkd.parent.hygiene import CrashFiles, write_into
 
-__all__ = ["ImportNotes", "note_conftests"]
+__all__ = ["note_conftests", "watch_imports"]
+
+
+def watch_imports(config: pytest.Config, files: CrashFiles, request: dict[str, Any]) -> None:
+    """Register what sees to test files that end whoever imports them.
+
+    :param files: where notes go; see :class:`ImportNotes`.
+    :param request: the run's, which knows files that have done so before.
+    """
+    notes = ImportNotes(files, request.get("deadly", {}))
+    config.pluginmanager.register(notes, "forkd-import-notes")
+    config.pluginmanager.register(ExitsAtImport(), "forkd-exits-at-import")
 
 
 class ImportNotes:
@@ -52,6 +64,24 @@ class ImportNotes:
     def pytest_collectreport(self) -> None:
         """A collector is done."""
         self.files.note("")
+
+
+class ExitsAtImport:
+    """A plugin of whoever collects: a file that calls ``sys.exit()`` is an error of that file.
+
+    It would end the session in the middle of nothing, as if something internal had gone wrong.
+    """
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Report the exit."""
+        try:
+            return (yield)
+        except SystemExit:
+            text = collector.repr_failure(pytest.ExceptionInfo.from_current())
+            return pytest.CollectReport(collector.nodeid, "failed", text, [])
 
 
 def note_conftests(files: CrashFiles) -> None:

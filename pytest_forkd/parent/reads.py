@@ -229,7 +229,7 @@ def _put_back(modules: set[str]) -> None:
             if type(value) is _StandIn:
                 space[key] = value.original
             elif issubclass(type(value), type):
-                parts = _SPACE_OF_CLASS(value)
+                parts = _SPACE_OF_CLASS(value) or {}  # a class of C's may not be ready yet
                 kept = {key: part for key, part in parts.items() if type(part) is _StandIn}
                 for attribute, part in kept.items():
                     with contextlib.suppress(Exception):

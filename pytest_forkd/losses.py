@@ -68,9 +68,11 @@ class CollectorLosses(WorkerEnds):
             super().worker_exited(node)
             return
         self.nodemanager.kill_workers()
-        nodes = [node, *self.nodemanager.lose_collector(line)]
+        nodes = list(dict.fromkeys([node, *self.nodemanager.lose_collector(line)]))
+        for each in nodes:
+            each._down = True  # they are replaced here, and not once more when their ends are told
         self.report_line(f"\nforkd: {line}; starting again without it")
-        self._replace_collector(line, list(dict.fromkeys(nodes)), told=True)
+        self._replace_collector(line, nodes, told=True)
 
     def worker_collector_lost(
         self, reason: str, nodes: list[ForkdWorkerController], end: WorkerEnd | None = None

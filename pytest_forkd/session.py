@@ -316,7 +316,8 @@ class ForkdSession(CollectorLosses):
                 f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
             )
         self._early.learn(unsuitable["modules"], complete=unsuitable["complete"])
-        self.memory.remember_unsuitable(findings, unsuitable["files"])
+        if unsuitable.get("remember", True):
+            self.memory.remember_unsuitable(findings, unsuitable["files"])
         self._level_asked = "imports"
         self._begin("imports")
 

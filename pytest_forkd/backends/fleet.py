@@ -65,8 +65,11 @@ class Fleet(abc.ABC):
         """A machine is gone that had a worker."""
 
     @abc.abstractmethod
-    def _could_not_make(self, reason: str) -> None:
-        """A machine that was to be had is not."""
+    def _could_not_make(self, reason: str, *, collecting: bool = False) -> None:
+        """A machine that was to be had is not.
+
+        :param collecting: it was lost while it collected.
+        """
 
     @abc.abstractmethod
     def _no_hosts(self, reason: str) -> None:
@@ -191,7 +194,7 @@ class Fleet(abc.ABC):
             self._lost_worker(entry, reason, blameless=blameless)
         else:
             self._failures += 1
-            self._could_not_make(reason)
+            self._could_not_make(reason, collecting=stage == "collecting")
 
     def _branching(self) -> bool:
         """Whether a host may still come to have a branch, at level ``collection``."""

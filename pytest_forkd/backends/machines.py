@@ -213,8 +213,7 @@ class MachinesBackend(Fleet, Backend):
         else:
             self._lost(entry, reason)
 
-    def _could_not_make(self, reason: str) -> None:
-        """A machine that was to be had is not."""
+    def _could_not_make(self, reason: str, *, collecting: bool = False) -> None:
         assert self._request is not None
         if self._closed or self._ending:
             return
@@ -222,7 +221,7 @@ class MachinesBackend(Fleet, Backend):
         if not self._answered:
             if self._entries or any(self._making.values()):
                 return  # another one may still answer
-            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+            self._tell_answer(self._no_answer(reason, collecting))
         elif not self._usable_hosts() and not self._branching():
             self._no_hosts(reason)
         elif self._failures > limit:
@@ -232,6 +231,29 @@ class MachinesBackend(Fleet, Backend):
                 self._end_worker(order.worker, WorkerEnd(f"it was never made: {reason}"))
         else:
             self._deal_soon()
+
+    def _no_answer(self, reason: str, collecting: bool) -> dict[str, Any]:
+        """What to tell the session instead of a collection.
+
+        A guest ends with the process that collects in it, so it cannot tell which file was being
+        imported. Workers are children of that process: it tells how they end.
+        """
+        assert self._request is not None
+        if not collecting or self._level != "collection":
+            return {"usage_error": [f"pytest-forkd: {reason}"]}
+        if self._request.warm != "auto":
+            hint = "With --forkd-warm=imports, a file that ends who imports it is told."
+            return {"usage_error": [f"pytest-forkd: {reason}\n{hint}"]}
+        finding = {"what": f"the machine that was to collect is lost ({reason})", "path": None}
+        return {
+            "unsuitable": {
+                "findings": [finding],
+                "modules": [],
+                "complete": False,
+                "files": [],
+                "remember": False,
+            }
+        }
 
     def _no_hosts(self, reason: str) -> None:
         """No host is left that could make a machine."""
@@ -313,6 +335,7 @@ class MachinesBackend(Fleet, Backend):
                 dump=value["dump"],
                 out=value["out"],
                 err=value["err"],
+                importing=value["importing"],
             ),
         )
 

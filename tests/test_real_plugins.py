@@ -274,8 +274,14 @@ def test_the_plugins_are_installed() -> None:
     assert {_normal(re.split(r"[<>=!~\[ ]", name)[0]) for name in _group()} <= _installed()
 
 
+#: Cannot run in a process in which a test of pytest-twisted has started the reactor.
+_OTHER_LOOPS = {"anyio", "trio", "pytest-asyncio", "pytest-trio"}
+
+
 def make_suite(directory: Path) -> None:
     installed = _installed()
+    if "pytest-twisted" in installed:
+        installed -= _OTHER_LOOPS
     for distribution, source in _TESTS.items():
         if not distribution or distribution in installed:
             lines = source.split("\n")[1:]

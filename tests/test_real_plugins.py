@@ -274,6 +274,7 @@ def test_the_plugins_are_installed() -> None:
     assert {_normal(re.split(r"[<>=!~\[ ]", name)[0]) for name in _group()} <= _installed()
 
 
+_FORCED = "PytestForkdWarning: workers share one collection, but "
 #: Cannot run in a process in which a test of pytest-twisted has started the reactor.
 _OTHER_LOOPS = {"anyio", "trio", "pytest-asyncio", "pytest-trio"}
 
@@ -352,4 +353,21 @@ def test_what_plugins_do_is_the_same(
         return
     for _ in range(2):
         found = outcome(pytester, run, f"--forkd-warm={runner}", "--forkd-keep=30", *options)
+        if runner == "collection":
+            leave_out_what_was_forced(found)
         assert found == plain
+
+
+def leave_out_what_was_forced(found: dict[str, Any]) -> None:
+    """The warnings, documented, that say what workers share although they should not.
+
+    pytest-twisted makes its reactor when it is configured.
+    """
+    told = [text for text in found["warnings"] if text.startswith(_FORCED)]
+    assert not told or "pytest-twisted" in _installed()
+    for text in told:
+        count = found["warnings"].pop(text)
+        found["stats"]["warnings"] -= count
+        found["internal error"] = [
+            line for line in found["internal error"] if text.partition(": ")[2][:60] not in line
+        ]

@@ -20,8 +20,13 @@ TIMEOUT = 90
 Runner = Callable[..., pytest.RunResult]
 
 
+#: Where installed plugins are loaded: tests are run in the order in which they stand, and nothing is
+#: written to standard error that a test does not expect.
+_WITH_PLUGINS = "-p no:randomly -p no:random_order -o asyncio_default_fixture_loop_scope=function"
+
+
 @pytest.fixture(autouse=True)
-def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _plain_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A suite that a test runs sees neither this run's workers nor the machine's other plugins."""
     for name in list(os.environ):
         if name.startswith(("PYTEST_XDIST", "PYTEST_ADDOPTS", "COV_CORE")):
@@ -32,6 +37,8 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     if os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD"):  # tox -e real
         monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", raising=False)
+        if not getattr(request.module, "LOADS_ALL_PLUGINS", False):
+            monkeypatch.setenv("PYTEST_ADDOPTS", _WITH_PLUGINS)
     else:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("COLUMNS", "100")

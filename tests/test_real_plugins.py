@@ -25,6 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LOADS_ALL_PLUGINS = True
+
 _GROUP = os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD", "")
 
 pytestmark = pytest.mark.skipif(not _GROUP, reason="for tox -e real,real2")

@@ -20,7 +20,7 @@ TIMEOUT = 90
 Runner = Callable[..., pytest.RunResult]
 
 
-#: Where installed plugins are loaded: tests are run in the order in which they stand, and nothing is
+#: Where installed plugins are loaded: tests run in the order in which they stand, and nothing is
 #: written to standard error that a test does not expect.
 _WITH_PLUGINS = "-p no:randomly -p no:random_order -o asyncio_default_fixture_loop_scope=function"
 

@@ -29,7 +29,7 @@ from processes import clean_environment, end_processes, kept, marked, run
 from progress import Progress, showing
 from regimes import PRESET
 from report import Results, as_json, machine, markdown
-from runners import RUNNERS, Runner
+from runners import RUNNERS, Runner, add_commit
 from session import exclusive
 from suites import (
     RECIPES,
@@ -61,6 +61,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"only what the first table needs: these suites and worker counts ({regimes}), "
         "every runner, no memory round",
     )
+    parser.add_argument(
+        "--against", metavar="COMMIT", help="also forkd as of this commit, beside --runner's"
+    )
     parser.add_argument("--repeat", type=int, help="timed rounds (default 5)")
     parser.add_argument("--quick", action="store_true", help="small suites, 2 and 4, one round")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory round out")
@@ -71,6 +74,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if options.suite == suites and options.runner and "forkd" not in options.runner:
         options.suite.remove(TEN_RUNS)  # no other makes parents
     options.runner = options.runner or list(RUNNERS)
+    if options.against:
+        options.runner += add_commit(options.against)
     counts = options.workers or ([2, 4] if options.quick else [2, 4, 8])
     options.workers = dict.fromkeys(suites, counts)
     if options.preset:
@@ -106,7 +111,9 @@ class Comparison:
         if name not in self._environments:
             wanted = (*runner.requirements, *requirements())
             log = self.progress.note
-            self._environments[name] = ensure(name, wanted, log, checkout=runner.checkout)
+            self._environments[name] = ensure(
+                name, wanted, log, checkout=runner.checkout, commit=runner.commit
+            )
         return self._environments[name]
 
     def stop_kept(self, cases: Sequence[Case]) -> None:

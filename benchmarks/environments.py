@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,18 +37,27 @@ class Environment:
     versions: Mapping[str, str]
 
 
-def ensure(name: str, requirements: tuple[str, ...], log: Log, *, checkout: bool) -> Environment:
+def ensure(
+    name: str,
+    requirements: tuple[str, ...],
+    log: Log,
+    *,
+    checkout: bool,
+    commit: str = "",
+) -> Environment:
     """Make the environment `name`, or take the one that is there when its inputs are the same.
 
     The checkout is installed as a user would have it (a built wheel, not a link), and only it
-    is installed again when its sources have changed. `log` is called with what is being done.
+    is installed again when its sources have changed. `commit` names another state of it than the
+    working tree's. `log` is called with what is being done.
     """
+    source = _exported(commit) if commit else CHECKOUT
     folder = WORK / "venvs" / name
     python = folder / "bin" / "python"
     stamp = folder / "benchmark-stamp.json"
     wanted = {"packages": _packages_key(requirements), "checkout": ""}
     if checkout:
-        wanted["checkout"] = _checkout_key()
+        wanted["checkout"] = _checkout_key(source)
     have = _read_stamp(stamp)
     if have.get("packages") != wanted["packages"]:
         log(f"making the virtual environment of {name}")
@@ -57,10 +68,10 @@ def ensure(name: str, requirements: tuple[str, ...], log: Log, *, checkout: bool
         have = {"packages": wanted["packages"], "checkout": ""}
         stamp.write_text(json.dumps(have))
     if have.get("checkout") != wanted["checkout"]:
-        log(f"installing this checkout into {name}")
+        log(f"installing {commit or 'this checkout'} into {name}")
         constraints = str(HERE / "constraints.txt")
-        _pip(python, "--constraint", constraints, str(CHECKOUT))  # with its dependencies
-        _pip(python, "--force-reinstall", "--no-deps", str(CHECKOUT))
+        _pip(python, "--constraint", constraints, str(source))  # with its dependencies
+        _pip(python, "--force-reinstall", "--no-deps", str(source))
         stamp.write_text(json.dumps(wanted))
     return Environment(name, python, _versions(python))
 
@@ -82,12 +93,25 @@ def _packages_key(requirements: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _checkout_key() -> str:
+def _exported(commit: str) -> Path:
+    """Return a folder with the checkout's files as they were at a commit."""
+    folder = WORK / "commits" / commit.replace("/", "_")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    archive = folder.with_suffix(".tar")
+    _call(["git", "-C", str(CHECKOUT), "archive", "--output", str(archive), commit])
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="fully_trusted")  # the checkout's own
+    archive.unlink()
+    return folder
+
+
+def _checkout_key(source: Path) -> str:
     """Hash the sources that the checkout's wheel is built from."""
-    digest = hashlib.sha256((CHECKOUT / "pyproject.toml").read_bytes())
-    for path in sorted((CHECKOUT / "pytest_forkd").rglob("*")):
+    digest = hashlib.sha256((source / "pyproject.toml").read_bytes())
+    for path in sorted((source / "pytest_forkd").rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(path.relative_to(CHECKOUT).as_posix().encode() + b"\0")
+            digest.update(path.relative_to(source).as_posix().encode() + b"\0")
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

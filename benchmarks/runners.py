@@ -9,7 +9,7 @@ unless it stands here once more under a name that says that it must not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 Command = Callable[[Path, int], list[str]]
@@ -22,6 +22,7 @@ class Runner:
     environment: the virtual environment it runs in (runners may share one).
     requirements: what that environment holds besides what the suites import.
     checkout: whether the environment holds this checkout.
+    commit: which commit of it; empty for the working tree.
     parallel: False for the one that knows no worker count.
     command: from the environment's Python and a worker count to a command line.
     stop: from the environment's Python to the command line that ends the processes it keeps
@@ -36,6 +37,7 @@ class Runner:
     requirements: tuple[str, ...]
     command: Command
     checkout: bool = False
+    commit: str = ""
     parallel: bool = True
     stop: Callable[[Path], list[str]] | None = None
     forgets: str = ""
@@ -148,3 +150,20 @@ RUNNERS: dict[str, Runner] = {
         ),
     )
 }
+
+
+def add_commit(commit: str) -> list[str]:
+    """Add this checkout's runners once more, as of another commit; return their names."""
+    names = []
+    for name in ("forkd", "forkd-first"):
+        runner = RUNNERS[name]
+        before = f"{name}-before"
+        RUNNERS[before] = replace(
+            runner,
+            name=before,
+            summary=f"{runner.summary.replace('this checkout', f'commit {commit}')}",
+            environment="forkd-before",
+            commit=commit,
+        )
+        names.append(before)
+    return names

@@ -132,3 +132,57 @@ def test_the_outcomes_do_not_depend_on_the_distribution(
 ) -> None:
     """Who runs what changes no report."""
     check_outcome(run_suite(pytester, run, f"--dist={dist}", workers=3), plain)
+
+
+def test_a_test_may_stop_or_set_the_clock(pytester: pytest.Pytester, run: Runner) -> None:
+    """As freezegun does: pytest's durations are nonsense then, in a plain run, too."""
+    pytester.makepyfile(
+        """
+        import _pytest.timing, pytest, time
+        @pytest.fixture
+        def clock(request):
+            real = _pytest.timing.perf_counter
+            _pytest.timing.perf_counter = lambda: request.param
+            yield
+            _pytest.timing.perf_counter = real
+        @pytest.mark.parametrize("clock", [0.0, -1e12, 1.7e9, 1e14], indirect=True)
+        @pytest.mark.parametrize("i", range(2))
+        def test_it(clock, i): pass
+        """
+    )
+    for args in ([], ["--forkd-warm=imports"], []):  # the last knows what they took
+        result = run("--durations=5", *args)
+        result.assert_outcomes(passed=8)
+        assert result.ret == 0
+
+
+def test_errors_in_fixtures_of_libraries_show_the_same_frames(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """pytest shows all frames where each of them is its own; one of ours would hide the others."""
+    pytester.makepyfile(
+        """
+        import pytest, _pytest.monkeypatch
+        def test_setup(record_xml_attribute): pass  # warns, which is an error here
+        def test_teardown(monkeypatch):
+            class Gone:
+                x = 1
+                def __getattribute__(self, name): raise RuntimeError("gone")
+                def __setattr__(self, name, value): raise RuntimeError("gone")
+            monkeypatch._setattr.append((Gone(), "x", 1))
+        """
+    )
+
+    def frames(*args: str, runner: str = "forkd") -> list[str]:
+        result = run("-Werror", "--junitxml=out.xml", *args, runner=runner)
+        result.assert_outcomes(errors=2, passed=1)
+        text = result.stdout.str()
+        assert "traceback entries are hidden" not in text
+        # Without those of pluggy, which has one more for each hook wrapper.
+        found = re.findall(r"^\S+/(\w+/\w+\.py:\d+): ", text, re.MULTILINE)
+        return sorted(frame for frame in found if not frame.startswith("pluggy/"))
+
+    plain = frames(runner="plain")
+    assert len(plain) > 10
+    assert frames("--forkd-warm=collection") == plain
+    assert frames("--forkd-warm=imports") == plain

@@ -192,7 +192,7 @@ class _Guest:
                     GuestNursery(connection),
                 )
         except BaseException as exc:
-            from pytest_forkd.parent.unconfigured import stack
+            from pytest_forkd.parent.frames import stack
 
             sys.stderr.write(f"{stack(exc)}\n")
         finally:

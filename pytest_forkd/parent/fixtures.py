@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.parent.frames import left_out
+
 __all__ = ["FixtureTimer", "fixture_table"]
 
 #: In a list, where nothing that freezes the clock of modules finds it.
@@ -86,6 +88,7 @@ class FixtureTimer:
         self.spent = 0.0
 
     @pytest.hookimpl(wrapper=True)
+    @left_out
     def pytest_fixture_setup(
         self, fixturedef: Any, request: Any
     ) -> Generator[None, object, object]:

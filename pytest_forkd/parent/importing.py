@@ -72,16 +72,14 @@ class ExitsAtImport:
     It would end the session in the middle of nothing, as if something internal had gone wrong.
     """
 
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_make_collect_report(
-        self, collector: pytest.Collector
-    ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    @pytest.hookimpl(hookwrapper=True, trylast=True)  # such a wrapper is in no traceback
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, None]:
         """Report the exit."""
-        try:
-            return (yield)
-        except SystemExit:
-            text = collector.repr_failure(pytest.ExceptionInfo.from_current())
-            return pytest.CollectReport(collector.nodeid, "failed", text, [])
+        outcome = yield
+        if isinstance(outcome.exception, SystemExit):
+            excinfo = pytest.ExceptionInfo.from_exception(outcome.exception)
+            text = collector.repr_failure(excinfo)
+            outcome.force_result(pytest.CollectReport(collector.nodeid, "failed", text, []))
 
 
 def note_conftests(files: CrashFiles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.passed import PytestAlone, as_passed
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
 from pytest_forkd.parent.fixtures import FixtureTimer, fixture_table
+from pytest_forkd.parent.frames import left_out
 from pytest_forkd.parent.outbox import Outbox
 
 __all__ = ["Interactor"]
@@ -69,6 +71,8 @@ class Interactor(WorkerInteractor):
         self._item: pytest.Item | None = None
         self._decided = False
         self._pid = 0
+        #: When the running item has begun, by our clock.
+        self._begun = 0.0
         #: Seconds of the running item that are not its own: waiting and shared fixtures; those that
         #: it has waited in its teardown; and those of its phases.
         self._elsewhere = 0.0
@@ -242,7 +246,7 @@ class Interactor(WorkerInteractor):
         self.outbox.append(["start", self.item_index, location])
         self.outbox.flush()
         worker_title(f"[pytest-forkd running] {item.nodeid}")
-        start = self._clock()
+        self._begun = start = self._clock()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
         if "pytest" not in self._modules:  # it cannot run another test; they run elsewhere
             os.write(2, f"forkd: {item.nodeid} removes pytest from sys.modules\n".encode())
@@ -288,6 +292,7 @@ class Interactor(WorkerInteractor):
         if not callable(execute):
             return False
 
+        @left_out
         def decide_and_execute(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
             __tracebackhide__ = True  # a traceback shows what it shows in a plain run
             session = self.session
@@ -358,7 +363,7 @@ class Interactor(WorkerInteractor):
 
     def _count(self, report: pytest.TestReport) -> float:
         """Count what a phase took; returns what is to be reported: waiting is no part of it."""
-        duration = report.duration
+        duration = report.duration if math.isfinite(report.duration) else 0.0
         if report.when == "teardown" and self._waiting:
             duration = max(0.0, duration - self._waiting)
             self._waiting = 0.0
@@ -366,7 +371,9 @@ class Interactor(WorkerInteractor):
         if phase is not None:
             shared, self._fixtures.spent = self._fixtures.spent, 0.0
             self._elsewhere += shared
-            self._phases[phase] += max(0.0, duration - shared)
+            # pytest's clock may have been stopped, or set, by the test; ours has not.
+            elapsed = self._clock() - self._begun
+            self._phases[phase] += min(max(0.0, duration - shared), elapsed)
             if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
                 self._ran = True
         return duration

@@ -384,7 +384,7 @@ class _Parent:
             channel = FrameSocket(socket.socket(fileno=connection))
             status = run_collector(channel, request, files=files)
         except BaseException as exc:
-            from pytest_forkd.parent.unconfigured import stack
+            from pytest_forkd.parent.frames import stack
 
             sys.stderr.write(f"{stack(exc)}\n")
         finally:

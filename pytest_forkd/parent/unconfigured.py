@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import traceback
 from typing import Any
 
 import pytest
 from _pytest.config import ConftestImportFailure
 
-import pytest_forkd
+from pytest_forkd.parent.frames import stack
 
-__all__ = ["reason", "stack"]
-
-_OWN_FILES = os.path.join(os.path.dirname(os.path.abspath(pytest_forkd.__file__)), "")
+__all__ = ["reason"]
 
 
 def reason(exc: BaseException) -> dict[str, Any]:
@@ -33,11 +29,3 @@ def reason(exc: BaseException) -> dict[str, Any]:
             "text": f"ImportError while loading conftest '{exc.path}'.\n{shown}",
         }
     return {"usage": False, "text": stack(exc)}
-
-
-def stack(exc: BaseException) -> str:
-    """An exception with its stack, from the first frame on that is not ours."""
-    tb = exc.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_OWN_FILES):
-        tb = tb.tb_next
-    return "".join(traceback.format_exception(type(exc), exc, tb, chain=False)).rstrip()

@@ -70,13 +70,11 @@ def tell_unconfigured(birth: Birth, reason: dict[str, Any]) -> None:
 class _SelfCollecting:
     """The plugin of a worker that configures and collects for itself."""
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection(self) -> Generator[None, object, object]:
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)  # such a wrapper is in no traceback
+    def pytest_collection(self) -> Generator[None, object, None]:
         garbage.pause()  # as in a collector, from its parent on
-        try:
-            return (yield)
-        finally:
-            garbage.resume()
+        yield
+        garbage.resume()
 
 
 def finish_worker() -> int:

@@ -1,0 +1,38 @@
+"""Frames of this package, which the tracebacks that a user sees leave out."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar
+
+import pytest_forkd
+
+__all__ = ["left_out", "stack"]
+
+_OWN_FILES = os.path.join(os.path.dirname(os.path.abspath(pytest_forkd.__file__)), "")
+#: pytest takes a file name with both brackets for generated code, which it leaves out.
+_GENERATED = "<pytest-forkd>"
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def left_out(function: _Function) -> _Function:
+    """Have pytest leave a function's frames out of tracebacks, as it does with its own.
+
+    ``__tracebackhide__`` alone does not do that: where all frames are pytest's, as for an error of one
+    of its own fixtures, pytest shows them all, unless a frame of anybody else's is among them.
+    """
+    assert isinstance(function, FunctionType)
+    function.__code__ = function.__code__.replace(co_filename=_GENERATED)
+    return function
+
+
+def stack(exc: BaseException) -> str:
+    """An exception with its stack, from the first frame on that is not ours."""
+    tb = exc.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith((_OWN_FILES, _GENERATED)):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, tb, chain=False)).rstrip()

@@ -22,8 +22,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def left_out(function: _Function) -> _Function:
     """Have pytest leave a function's frames out of tracebacks, as it does with its own.
 
-    ``__tracebackhide__`` alone does not do that: where all frames are pytest's, as for an error of one
-    of its own fixtures, pytest shows them all, unless a frame of anybody else's is among them.
+    ``__tracebackhide__`` alone does not do that: where all frames are pytest's, as for an error of
+    one of its own fixtures, pytest shows them all, unless somebody else's is among them.
     """
     assert isinstance(function, FunctionType)
     function.__code__ = function.__code__.replace(co_filename=_GENERATED)

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.downstream.comparing import TABLE_HEAD, Difference, compare, row
+from tests.downstream.comparing import TABLE_HEAD, Difference, compare, merged, row
 from tests.downstream.running import Recipe, Run, prepare, run_all
 
 if sys.version_info >= (3, 11):
@@ -33,7 +33,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="PROJECT", help="only these; all by default")
     parser.add_argument("--quickest", type=int, metavar="N", help="only the N quickest")
     parser.add_argument("--work", type=Path, help="directory for environments, to be used again")
-    parser.add_argument("--table", type=Path, help="write the table to this file, too")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        help="write the table to this file, too; rows of projects that are not run stay in it",
+    )
     parser.add_argument("--outputs", type=Path, help="keep what the runs print in this directory")
     options = parser.parse_args()
     recipes = [
@@ -69,11 +73,12 @@ def _run_recipes(recipes: list[Recipe], work: Path, options: argparse.Namespace)
         if ours or not runs["plain"].tests:
             failed.append(recipe.name)
         rows += row(recipe, runs, ours, known)
+        if options.table:  # after each, since the whole takes long
+            old = options.table.read_text() if options.table.exists() else ""
+            options.table.write_text(merged(old, row(recipe, runs, ours, known)))
         _tell(recipe, runs, ours, known)
         print(f"{recipe.name}: {time.monotonic() - started:.0f} s in all", flush=True)
     print(f"\n{TABLE_HEAD}{rows}")
-    if options.table:
-        options.table.write_text(TABLE_HEAD + rows)
     if failed:
         print(f"differ: {', '.join(failed)}")
     return 1 if failed else 0

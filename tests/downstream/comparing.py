@@ -6,7 +6,7 @@ import re
 
 from tests.downstream.running import Recipe, Run
 
-__all__ = ["TABLE_HEAD", "Difference", "compare", "row"]
+__all__ = ["TABLE_HEAD", "Difference", "compare", "merged", "row"]
 
 #: One thing that differs from the plain run: (mode, what, in the plain run, in this mode's).
 Difference = tuple[str, str, str, str]
@@ -92,3 +92,14 @@ def row(
     )
     cells = [f"{recipe.name} {recipe.version}", str(len(runs["plain"].tests)), *times, level]
     return f"| {' | '.join(cells)} | {'; '.join(parts) or 'none'} |\n"
+
+
+def merged(table: str, row: str) -> str:
+    """A table with a project's row put in, or in the place of its older one; sorted by name."""
+    rows = {_name(line): line for line in table.splitlines(keepends=True)[2:]}
+    rows[_name(row)] = row
+    return TABLE_HEAD + "".join(rows[name] for name in sorted(rows))
+
+
+def _name(row: str) -> str:
+    return row.split()[1]

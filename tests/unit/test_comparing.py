@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.downstream.comparing import compare, row
+from tests.downstream.comparing import TABLE_HEAD, compare, merged, row
 from tests.downstream.running import Recipe, Run
 
 PASSED = ["call passed"]
@@ -99,3 +99,13 @@ def test_what_is_declared_is_told_with_its_reason() -> None:
     assert row(declared, different, ours, known).endswith("| shared | it measures time |\n")
     ours, _known = compare(recipe(est_="too short to mean it"), different)
     assert len(ours) == 3
+
+
+def test_a_row_takes_the_place_of_its_older_one() -> None:
+    rows = [row(Recipe(name, "1.0", "", 1), runs(), [], []) for name in ("b", "a", "c")]
+    table = ""
+    for each in rows:
+        table = merged(table, each)
+    assert table == TABLE_HEAD + rows[1] + rows[0] + rows[2]
+    newer = rows[0].replace("1.0", "2.0")
+    assert merged(table, newer) == TABLE_HEAD + rows[1] + newer + rows[2]

@@ -87,9 +87,7 @@ class WorkerEnds(DSession):
                 message = f"maximum crashed workers reached: {limit}"
             self._summary_report = message
             self.report_line(f"\n{message}")
-            if not getattr(
-                self._session, "testsfailed", 0
-            ):  # then nothing else would make the run fail
+            if not getattr(self._session, "testsfailed", 0):  # or it would end with success
                 self.shouldstop = message
             self.triggershutdown()
         elif self._is_missed(more):

@@ -45,4 +45,6 @@ def test_a_collection_that_must_be_shared_and_ends_its_guest(
     pytester.makepyfile(test_a="import os; os._exit(3)")
     result = forkd("--forkd-warm=collection")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: *: *has ended*", "With --forkd-warm=imports, *"])
+    result.stderr.fnmatch_lines(
+        ["ERROR: *: *has ended*", "If a test file ends *--forkd-warm=imports *"]
+    )

@@ -242,7 +242,7 @@ class MachinesBackend(Fleet, Backend):
         if not collecting or self._level != "collection":
             return {"usage_error": [f"pytest-forkd: {reason}"]}
         if self._request.warm != "auto":
-            hint = "With --forkd-warm=imports, a file that ends who imports it is told."
+            hint = "If a test file ends whoever imports it, --forkd-warm=imports names it."
             return {"usage_error": [f"pytest-forkd: {reason}\n{hint}"]}
         finding = {"what": f"the machine that was to collect is lost ({reason})", "path": None}
         return {

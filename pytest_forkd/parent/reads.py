@@ -35,8 +35,8 @@ class Reads:
     """What has been opened, listed, and looked for in vain.
 
     Functions of the standard library are replaced while modules are imported, and put back. An
-    audit hook would see more, but it can't be removed: it is called for each ``id()`` in each worker.
-    Files that a library in C opens by itself are not noticed.
+    audit hook would see more, but it can't be removed: it would be called for each ``id()`` in each
+    worker. Files that a library in C opens by itself are not noticed.
 
     :param stamp: tells a file from any other and from its later self; ``None`` if there is none.
         Its items 3 and 4 are the times of writing and of any change, in nanoseconds.

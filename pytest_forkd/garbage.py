@@ -6,8 +6,10 @@ import atexit
 import contextlib
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from pytest_forkd import frozen
 
 __all__ = ["end_when_nothing_is_found", "fewer_full_collections", "without_reports_at_exit"]
 
@@ -32,24 +34,28 @@ def fewer_full_collections() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
-def end_when_nothing_is_found() -> None:
+def end_when_nothing_is_found(frozen_may_tell: Callable[[], bool] = lambda: False) -> None:
     """Have pytest's last look for garbage end with the first pass that finds nothing.
 
     pytest looks through everything five times in a row when it unconfigures, to find what raises
     in a finalizer, for a finalizer may leave garbage of its own (``_pytest.unraisableexception``).
     After a pass that finds nothing the next ones find nothing, too; in the controller each of them
     looks through the reports of all tests. pytest before 8.4 does not look.
+
+    :param frozen_may_tell: whether a frozen object could raise or warn when it is freed; else they
+        are left out. Called before the look.
     """
     from _pytest import unraisableexception
 
+    def look(iterations: int) -> None:
+        if frozen_may_tell():
+            frozen.thaw()
+        for _ in range(iterations):
+            if not frozen.collect_others():
+                return
+
     if hasattr(unraisableexception, "gc_collect_harder"):
-        unraisableexception.gc_collect_harder = _collect_until_nothing_is_found
-
-
-def _collect_until_nothing_is_found(iterations: int) -> None:
-    for _ in range(iterations):
-        if not gc.collect():
-            return
+        unraisableexception.gc_collect_harder = look
 
 
 def without_reports_at_exit(reporter: Any) -> None:

@@ -149,6 +149,7 @@ class _Controller:
         :returns: ``None`` if this run is not distributed by forkd.
         :raises pytest.UsageError: if it cannot be.
         """
+        from pytest_forkd import frozen
         from pytest_forkd.backends.base import BackendError
         from pytest_forkd.planning import make_plan
         from pytest_forkd.requests import early_request
@@ -158,6 +159,9 @@ class _Controller:
         settings = read_settings(config, namespace)
         if settings is None:
             return None
+        # What is loaded by now stays. pytest's last look for garbage would look through all of it.
+        frozen.watch()
+        frozen.freeze()
         try:
             plan = make_plan(config, namespace, settings)
             backend = make_backend(settings, plan)

@@ -150,7 +150,34 @@ def test_a_warning_that_a_collection_leads_to_names_the_line_of_the_suite(
     result.stdout.fnmatch_lines(["*test_a_warning*.py:11: UserWarning: dropped"])
 
 
-def test_the_controller_freezes_nothing(pytester: pytest.Pytester, run: Runner) -> None:
+def test_what_only_pytests_last_look_finds_is_found(pytester: pytest.Pytester, run: Runner) -> None:
+    """An object of the import's, dropped by a test, that says something when it is freed."""
+    pytester.makepyfile(
+        """
+        import pathlib
+
+        class Loud:
+            def __init__(self):
+                self.me = self
+            def __del__(self):
+                with open("freed", "a") as file:
+                    file.write("x")
+
+        LOUD = Loud()
+
+        def test_it():
+            global LOUD
+            LOUD = None
+        """
+    )
+    for kwargs in ({"runner": "plain"}, {}):
+        (pytester.path / "freed").unlink(missing_ok=True)
+        args = [] if kwargs else ["--forkd-warm=collection"]
+        run(*args, **kwargs).assert_outcomes(passed=1)
+        assert (pytester.path / "freed").read_text() == "x"
+
+
+def test_nobody_can_see_what_the_controller_freezes(pytester: pytest.Pytester, run: Runner) -> None:
     """Hypothesis asks for the referrers of random generators while the summary is written."""
     pytester.makeconftest(
         """

@@ -12,16 +12,18 @@ import signal
 import socket
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
 from pytest_forkd.backends.parents import Keep, Parent, describe_exit
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
-from pytest_forkd.channel.messages import Collected, check_collected, only_entry
 from pytest_forkd.limits import which_limit
 from pytest_forkd.processtree import Process, end_tree
 from pytest_forkd.snapshots.plan import Plan
+
+if TYPE_CHECKING:
+    from pytest_forkd.channel.messages import Collected
 
 __all__ = ["ProcessBackend"]
 
@@ -47,7 +49,7 @@ class ProcessBackend(Backend):
         self._collector: FrameSocket | None = None
         self._collector_pid: int | None = None
         self._collector_status: int | None = None
-        self._collected = Collected()
+        self._collected: Collected | None = None
         self._collector_left: WorkerEnd | None = None
         self._ending = False
         self._events: EventQueue | None = None
@@ -103,6 +105,8 @@ class ProcessBackend(Backend):
         events.unregister(control)
         events.register(control, self._read_control)
         self._ending = False
+        from pytest_forkd.channel.messages import Collected  # the parent works meanwhile
+
         self._collected = Collected()
         self._collector_pid = self._collector_status = self._collector_left = None
         self._collector = self._take_early(request)
@@ -196,6 +200,9 @@ class ProcessBackend(Backend):
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
         if "broken" not in message:  # else it is our own
+            from pytest_forkd.channel.messages import check_collected, only_entry
+
+            assert self._collected is not None
             name, value = only_entry(message)
             message = {name: check_collected(name, value)}
             if self._collected.take(name, message[name]):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest_forkd
+from pytest_forkd import frozen
 from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
 from pytest_forkd.guest.disk import prepare_disk
 from pytest_forkd.guest.nursery import Connection, GuestNursery
@@ -23,7 +24,7 @@ from pytest_forkd.guest.rehearsal import rehearse
 from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
 from pytest_forkd.guest.virtio import VirtioPort, find_port
-from pytest_forkd.parent import garbage, processes
+from pytest_forkd.parent import processes
 from pytest_forkd.parent.preloading import Preloaded, Unsafe, preload
 from pytest_forkd.parent.server import start_anew
 from pytest_forkd.snapshots.plan import Plan
@@ -77,8 +78,8 @@ def main(argv: list[str]) -> int:
         del sys.path[0]  # where the agent happens to be, which "python -m" puts first
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.become_subreaper()
-    garbage.watch()
-    garbage.pause()
+    frozen.watch()
+    frozen.pause()
     if options.in_memory:
         for problem in prepare_disk(options.in_memory):
             print(f"pytest-forkd: {problem}", file=sys.stderr)  # noqa: T201 - the guest's console
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> int:
     if options.rehearse:
         rehearse()
     port = Port(_listen()) if options.port is None else VirtioPort(find_port(options.port))
-    garbage.freeze()
+    frozen.freeze()
     print('{"ready": true}', flush=True)  # noqa: T201 - the agent reads it
     return _Guest(port, preloaded).run()
 

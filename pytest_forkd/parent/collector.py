@@ -29,10 +29,11 @@ from _pytest.config import _prepareconfig
 from _pytest.outcomes import OutcomeException
 
 import pytest_forkd
+from pytest_forkd import frozen
 from pytest_forkd.channel.bounds import PART_CHARACTERS, parts, size
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
-from pytest_forkd.parent import garbage, processes
+from pytest_forkd.parent import processes
 from pytest_forkd.parent.findings import Finding, project_files
 from pytest_forkd.parent.fixtures import fixture_table
 from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
@@ -184,12 +185,12 @@ def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
         names += named_modules(request["args"], request["testpaths"], request["exclude"])
     with rewriting(Rewriting.from_json(request["rewriting"])):
         import_modules(names, request["skip"])
-    garbage.freeze()
+    frozen.freeze()
     nursery.connection.send({"warm": {"level": "imports"}})
     birth = nursery.run()
     if birth is None:
         return None
-    garbage.resume()
+    frozen.resume()
     workerinput = birth.workerinput
     note_conftests(birth.files)
     if faulthandler.is_enabled():
@@ -312,7 +313,7 @@ class CollectorPlugin:
         self.watch.stop()
         # Frozen objects stay out of the workers' collections, which would copy their pages.
         # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
-        garbage.freeze()
+        frozen.freeze()
         events = self.interactor.outbox.take()
         ids = self.send_parts([item.nodeid for item in session.items], events)
         self.nursery.connection.send(
@@ -333,8 +334,8 @@ class CollectorPlugin:
             run_exit_handlers(join_threads=False)
             self.end(0)
         self.birth = birth
-        garbage.resume()
-        become_worker(self.config, self.interactor, birth, self.watch.seeds)
+        frozen.resume()
+        become_worker(self.config, self.interactor, birth, self.watch)
         return None  # and so on to the interactor's run loop
 
     def send_parts(self, ids: list[str], events: list[list[Any]]) -> list[str]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType, FrameType, ModuleType
 from typing import Any
 
-__all__ = ["Finding", "caller_outside", "is_installed", "is_stdlib", "place_of", "project_files"]
+__all__ = [
+    "Finding",
+    "caller_outside",
+    "is_installed",
+    "is_stdlib",
+    "place_of",
+    "project_files",
+    "project_modules",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,21 @@ def project_files() -> list[str]:
     """The files of all modules that belong neither to the interpreter nor to a distribution."""
     paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return sorted({path for path in paths if path and not is_installed(path)})
+
+
+def project_modules(names: Iterable[str]) -> list[ModuleType]:
+    """Those of the loaded modules that belong neither to the interpreter nor to a distribution."""
+    roots = _installed_roots()
+    found = []
+    for name in names:
+        module = sys.modules.get(name)
+        path = getattr(module, "__file__", None)
+        # Most are told apart without asking the file system.
+        if module is None or type(path) is not str or path.startswith(roots):
+            continue
+        if not os.path.realpath(path).startswith(roots):
+            found.append(module)
+    return found
 
 
 def place_of(code: CodeType) -> tuple[str, int]:

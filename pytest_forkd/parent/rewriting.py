@@ -8,6 +8,8 @@ through pytest's own import hook, told what the suite's pytest tells it.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.machinery import BuiltinImporter
@@ -45,6 +47,32 @@ class _HookConfig:
         """Nothing: the suite's pytest warns."""
 
 
+class _Hook(AssertionRewritingHook):
+    """pytest's, which is not asked about modules that it would leave to others.
+
+    It takes a while to say so, and heavy imports are of thousands of modules.
+    """
+
+    def __init__(self, plan: Rewriting) -> None:
+        super().__init__(_HookConfig(plan))  # type: ignore[arg-type]
+        self._wanted: tuple[str, ...] = ()
+        # Whether a file is a test module or a conftest; it may be, if that depends on its folder.
+        patterns = [*plan.python_files, "conftest.py"]
+        if any("/" in pattern for pattern in patterns):
+            patterns = ["*"]
+        self._is_test = re.compile("|".join(map(fnmatch.translate, patterns))).match
+        self.mark_rewrite(*plan.names)
+
+    def mark_rewrite(self, *names: str) -> None:
+        super().mark_rewrite(*names)
+        self._wanted += tuple(f"{name}." for name in names)
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if f"{name}.".startswith(self._wanted) or self._is_test(f"{name.rpartition('.')[2]}.py"):
+            return super().find_spec(name, path, target)
+        return None
+
+
 @contextlib.contextmanager
 def rewriting(plan: Rewriting | None) -> Iterator[None]:
     """Import through pytest's hook until the end of the block.
@@ -54,8 +82,7 @@ def rewriting(plan: Rewriting | None) -> Iterator[None]:
     if plan is None:
         yield
         return
-    hook = AssertionRewritingHook(_HookConfig(plan))  # type: ignore[arg-type]
-    hook.mark_rewrite(*plan.names)
+    hook = _Hook(plan)
     # Behind finders that only look on, as that of parent.searches.
     builtin = sys.meta_path.index(BuiltinImporter) if BuiltinImporter in sys.meta_path else 0
     sys.meta_path.insert(builtin, hook)

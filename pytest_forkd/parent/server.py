@@ -35,8 +35,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from pytest_forkd import frozen
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
-from pytest_forkd.parent import garbage, processes
+from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
 from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.preload import third_party_packages
@@ -83,8 +84,8 @@ def main(argv: list[str]) -> int:
     if options.controller is not None:
         processes.die_with(options.controller)
     processes.become_subreaper()
-    garbage.watch()
-    garbage.pause()
+    frozen.watch()
+    frozen.pause()
     try:
         place = Place(options.directory) if options.directory is not None else None
     except OSError:
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> int:
     except Unsafe as exc:
         start_anew(argv, plan, exc)
     os.close(options.plan_fd)
-    garbage.freeze()
+    frozen.freeze()
     if options.controller is not None:
         # From here on the end of its connection is noticed at once, and there is time to end what
         # descends from this process, wherever it has gone.
@@ -428,7 +429,7 @@ class _Parent:
         names, self.to_learn = self.to_learn, []
         own_path, own_environ = list(sys.path), dict(os.environ)
         sys.path[:0] = self.plan.path
-        garbage.thaw()
+        frozen.thaw()
         try:
             with self.stamps.recorded():
                 self.preloaded.early |= learn(names, self.plan)
@@ -436,7 +437,7 @@ class _Parent:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
         sys.path[:] = own_path
         self.preloaded.environ.update(environ_changes(own_environ))
-        garbage.freeze()
+        frozen.freeze()
         self.stamps.take()
         if self.stamps.doubtful:
             self.ending = f"{self.stamps.doubtful} was written while it was loaded"

@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 from pytest_forkd.parent.adapters import adapted_fds
-from pytest_forkd.parent.findings import Finding
+from pytest_forkd.parent.findings import Finding, project_modules
 from pytest_forkd.parent.hooks import hook_findings
 from pytest_forkd.parent.hygiene import capture_fds
 from pytest_forkd.parent.preload import last_module, modules_since, third_party_modules
@@ -74,6 +74,19 @@ class Watch:
         if getattr(factory, "_basetemp", None) is not None:
             findings.append(Finding("a temporary directory was made during collection"))
         return findings
+
+    def suite_has_finalizers(self) -> bool:
+        """Whether a class has one that a module of the project has made since.
+
+        Its instances may be frozen. Files, sockets, processes and event loops, which warn when they
+        are freed, are not among those: with any of them the collection is not shared.
+        """
+        return any(
+            "__del__" in vars(value)
+            for module in project_modules(modules_since(self._last_module))
+            for value in list(vars(module).values())
+            if issubclass(type(value), type)
+        )
 
     def modules(self, config: Any, exclude: Container[str]) -> list[str]:
         """The third-party modules that were imported since, less the project's own packages."""

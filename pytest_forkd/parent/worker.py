@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd import frozen
 from pytest_forkd.channel.events import encode_batch
 from pytest_forkd.garbage import end_when_nothing_is_found
 from pytest_forkd.logfiles import reopen_log_files
-from pytest_forkd.parent import garbage
 from pytest_forkd.parent.adapters import adapt_worker
 from pytest_forkd.parent.hygiene import (
     forget_exit_handlers,
@@ -24,17 +24,18 @@ from pytest_forkd.parent.hygiene import (
 from pytest_forkd.parent.interactor import Interactor
 from pytest_forkd.parent.nursery import Birth
 from pytest_forkd.parent.seeds import SeedWatch
+from pytest_forkd.parent.watch import Watch
 
 __all__ = ["become_worker", "configure_worker", "finish_worker", "tell_unconfigured"]
 
 
-def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: SeedWatch) -> None:
+def become_worker(config: Any, interactor: Interactor, birth: Birth, watch: Watch) -> None:
     """Give a clone of the collector the identity in ``birth``.
 
     The same objects are changed, not replaced: plugins keep references to them.
     """
     forget_exit_handlers()
-    end_when_nothing_is_found()
+    end_when_nothing_is_found(watch.suite_has_finalizers)
     os.environ["PYTEST_XDIST_WORKER"] = birth.workerinput["workerid"]
     os.environ["PYTEST_XDIST_WORKER_COUNT"] = str(birth.workerinput["workercount"])
     config.workerinput.become(birth.workerinput)
@@ -42,7 +43,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, seeds: Seed
     own_basetemp(config, birth.basetemp)
     restart_capture(config, birth.files)
     reopen_log_files()
-    seeds.reseed()
+    watch.seeds.reseed()
     interactor.attach(birth.channel, birth.claims, birth.exhausted)
     adapt_worker(config, config.workerinput)
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
@@ -72,9 +73,9 @@ class _SelfCollecting:
 
     @pytest.hookimpl(hookwrapper=True, tryfirst=True)  # such a wrapper is in no traceback
     def pytest_collection(self) -> Generator[None, object, None]:
-        garbage.pause()  # as in a collector, from its parent on
+        frozen.pause()  # as in a collector, from its parent on
         yield
-        garbage.resume()
+        frozen.resume()
 
 
 def finish_worker() -> int:

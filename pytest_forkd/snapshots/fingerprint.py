@@ -13,7 +13,6 @@ import fnmatch
 import hashlib
 import json
 import os
-import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
@@ -95,8 +94,27 @@ def that_matter(environ: Mapping[str, str], ignored: Iterable[str]) -> list[tupl
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
-    text = "|".join(fnmatch.translate(pattern) for pattern in patterns)
-    return re.compile(text).match if text else lambda _name: False
+    """Whether a name matches one of the patterns; most of those need no regular expression."""
+    names, starts, ends, others = set(), [], [], []
+    for pattern in patterns:
+        plain = pattern.strip("*")
+        if any(special in plain for special in "*?["):
+            others.append(pattern)
+        elif plain == pattern:
+            names.add(pattern)
+        elif pattern == plain + "*":
+            starts.append(plain)
+        elif pattern == "*" + plain:
+            ends.append(plain)
+        else:
+            others.append(pattern)
+    first, last = tuple(starts), tuple(ends)
+    return lambda name: (
+        name in names
+        or name.startswith(first)
+        or name.endswith(last)
+        or any(fnmatch.fnmatchcase(name, pattern) for pattern in others)
+    )
 
 
 def _stamp(path: str) -> list[int] | None:

@@ -11,7 +11,7 @@ release = version = installed_version("pytest-forkd")
 
 extensions = ["myst_parser"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "downstream-table.md"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 

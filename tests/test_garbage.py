@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from _pytest import unraisableexception
 
 from tests.conftest import Runner
 from tests.test_hygiene import LEVELS, notes
@@ -150,6 +151,9 @@ def test_a_warning_that_a_collection_leads_to_names_the_line_of_the_suite(
     result.stdout.fnmatch_lines(["*test_a_warning*.py:11: UserWarning: dropped"])
 
 
+@pytest.mark.skipif(
+    not hasattr(unraisableexception, "gc_collect_harder"), reason="pytest before 8.4 does not look"
+)
 def test_what_only_pytests_last_look_finds_is_found(pytester: pytest.Pytester, run: Runner) -> None:
     """An object of the import's, dropped by a test, that says something when it is freed."""
     pytester.makepyfile(

@@ -23,7 +23,10 @@ def reason(exc: BaseException) -> dict[str, Any]:
         return {"usage": True, "text": "\n".join(str(arg) for arg in exc.args)}
     if isinstance(exc, ConftestImportFailure):
         # As pytest's own main() shows it.
-        shown = stack(exc.cause)
+        cause: Any = getattr(exc, "cause", None)
+        if cause is None:
+            cause = exc.excinfo[1]  # type: ignore[attr-defined]  # pytest 8.0
+        shown = stack(cause)
         return {
             "usage": True,
             "text": f"ImportError while loading conftest '{exc.path}'.\n{shown}",

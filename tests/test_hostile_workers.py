@@ -11,9 +11,13 @@ LIES = """
     import pytest
     from pytest_forkd.channel.events import pack_object
 
+    def interactor(request):
+        found, = (p for p in request.config.pluginmanager.get_plugins()
+                  if type(p).__name__ == "Interactor")
+        return found
+
     def say(request, *events):
-        plugin, = (p for p in request.config.pluginmanager.get_plugins()
-                   if type(p).__name__ == "Interactor")
+        plugin = interactor(request)
         plugin.outbox.extend(events)
         plugin.outbox.flush()
         time.sleep(30)
@@ -78,8 +82,7 @@ def test_what_came_together_with_nonsense_tells_what_was_running(
         test_it=LIES.partition("@pytest")[0]
         + """
     def test_before(request):
-        plugin, = (p for p in request.config.pluginmanager.get_plugins()
-                   if type(p).__name__ == "Interactor")
+        plugin = interactor(request)
         sock = plugin._channel._sock
         class Together:
             "Keeps what is written until the next test has begun."
@@ -109,8 +112,7 @@ def test_reports_of_one_test_without_end(pytester: pytest.Pytester, run: Runner)
         test_it=LIES.partition("@pytest")[0]
         + """
     def test_flood(request):
-        plugin, = (p for p in request.config.pluginmanager.get_plugins()
-                   if type(p).__name__ == "Interactor")
+        plugin = interactor(request)
         event = report(request, sections=[["x", "x" * 16_000_000]])
         while True:
             plugin.outbox.append(event)

@@ -68,8 +68,9 @@ def is_stdlib(path: str) -> bool:
 
 def project_files() -> list[str]:
     """The files of all modules that belong neither to the interpreter nor to a distribution."""
+    roots = _installed_roots()  # once: they are looked up in the file system
     paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return sorted({path for path in paths if path and not is_installed(path)})
+    return sorted({path for path in paths if path and not os.path.realpath(path).startswith(roots)})
 
 
 def project_modules(names: Iterable[str]) -> list[ModuleType]:

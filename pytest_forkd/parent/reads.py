@@ -238,7 +238,7 @@ def _put_back(modules: set[str]) -> None:
 
 def _absolute(file: object) -> str | None:
     """The path of a file that has one."""
-    if isinstance(file, int) or not isinstance(file, (str, bytes, os.PathLike)):
+    if not isinstance(file, (str, bytes, os.PathLike)):  # a descriptor, or nothing that opens
         return None
     path = os.path.abspath(os.fsdecode(file))
     return None if path.startswith(_NO_FILES) or "/__pycache__/" in path else path

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Generator
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -134,6 +135,17 @@ def _in_xdist_worker() -> bool:
     return sys.argv[:1] == ["-c"] and "PYTEST_XDIST_WORKER" in os.environ
 
 
+def _ends_with_the_run() -> bool:
+    """Whether pytest is the program, and not called by one (``pytest.main()``) that goes on."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        # pytest.console_main(), which has an underscore in front since pytest 9.
+        if frame.f_code.co_name.lstrip("_") == "console_main":
+            return frame.f_globals.get("__name__") == "_pytest.config"
+        frame = frame.f_back
+    return False
+
+
 class _Controller:
     """Lives in the controller of a run that is distributed over clones."""
 
@@ -159,9 +171,10 @@ class _Controller:
         settings = read_settings(config, namespace)
         if settings is None:
             return None
-        # What is loaded by now stays. pytest's last look for garbage would look through all of it.
-        frozen.watch()
-        frozen.freeze()
+        if _ends_with_the_run():
+            # What is loaded by now stays: pytest's last look for garbage need not look through it.
+            frozen.watch()
+            frozen.freeze()
         try:
             plan = make_plan(config, namespace, settings)
             backend = make_backend(settings, plan)

@@ -204,3 +204,24 @@ def test_nobody_can_see_what_the_controller_freezes(pytester: pytest.Pytester, r
     pytester.makepyfile("def test_it(): pass")
     result = run(workers=1)
     result.stdout.fnmatch_lines(["seen True, frozen 0, referrers True"])
+
+
+def test_a_process_that_goes_on_after_the_run_is_left_as_it_was(
+    pytester: pytest.Pytester,
+) -> None:
+    """One that has called ``pytest.main()``."""
+    pytester.makepyfile(
+        test_it="def test_it(): pass",
+        calls="""
+        import gc, sys, pytest
+        functions = [getattr(gc, name) for name in dir(gc)]
+        count = gc.get_freeze_count()
+        status = pytest.main(["-p", "xdist", "-p", "forkd", "--forkd-workers=2", "test_it.py"])
+        assert status == 0
+        assert [getattr(gc, name) for name in dir(gc)] == functions
+        assert gc.get_freeze_count() == count
+        """,
+    )
+    result = pytester.runpython(pytester.path / "calls.py")
+    assert result.ret == 0
+    result.assert_outcomes(passed=1)

@@ -11,6 +11,7 @@ was shared.
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -80,13 +81,31 @@ def watch() -> None:
         "freeze": _after_taking,
         "get_freeze_count": lambda function: lambda: _count(function()),
         "get_objects": _after_thawing,
-        "get_referrers": _after_thawing,
         "isenabled": lambda function: function if _enabled is None else _is_believed_enabled,
         "unfreeze": _after_taking,
     }
+    if isinstance(gc.collect, _Watched):
+        return
     for name, choose in chosen.items():
-        if not isinstance(getattr(gc, name), _Watched):
-            setattr(gc, name, _Watched(name, choose))
+        setattr(gc, name, _Watched(name, choose))
+    gc.get_referrers = _watched_referrers()
+
+
+def _watched_referrers() -> Callable[..., list[Any]]:
+    """A stand-in for :func:`gc.get_referrers`.
+
+    A :class:`_Watched` would be called with a tuple of the arguments, which refers to them, too.
+    From Python 3.13 on the function does not leave that out, and nobody else can tell it from a
+    tuple of the caller's own.
+    """
+    function = gc.get_referrers
+
+    @functools.wraps(function, assigned=(*functools.WRAPPER_ASSIGNMENTS, "__self__"))
+    def get_referrers(*objs: Any) -> list[Any]:
+        thaw()
+        return [each for each in function(*objs) if each is not objs]
+
+    return get_referrers
 
 
 def freeze() -> None:

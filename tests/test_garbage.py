@@ -52,6 +52,8 @@ QUESTIONS = {
     """,
     "get_referrers": """
         facts["seen"] = [type(each).__name__ for each in gc.get_referrers(KEPT)]
+        mine = (KEPT,)
+        facts["mine"] = sorted(type(each).__name__ for each in gc.get_referrers(mine[0]))
     """,
     "collect": """
         reference, NODE = weakref.ref(NODE), None
@@ -84,6 +86,11 @@ QUESTIONS = {
              function.__name__, function.__module__, function.__doc__,
              pickle.loads(pickle.dumps(function)) is function]
             for function in (gc.collect, gc.get_objects, gc.freeze, gc.isenabled)
+        ]
+        function = gc.get_referrers
+        facts["get_referrers"] = [
+            function.__name__, function.__module__, function.__self__ is gc, function.__doc__,
+            pickle.loads(pickle.dumps(function)) is function,
         ]
     """,
 }

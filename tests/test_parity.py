@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -183,6 +184,7 @@ def test_errors_in_fixtures_of_libraries_show_the_same_frames(
         return sorted(frame for frame in found if not frame.startswith("pluggy/"))
 
     plain = frames(runner="plain")
-    assert len(plain) > 10
+    if not os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD"):  # a frame of a plugin hides them, too
+        assert len(plain) > 10
     assert frames("--forkd-warm=collection") == plain
     assert frames("--forkd-warm=imports") == plain

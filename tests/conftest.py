@@ -74,6 +74,7 @@ def run(pytester: pytest.Pytester) -> Runner:
         workers: int | str = 2,
         runner: str = "forkd",
         plugins: tuple[str, ...] = (),
+        timeout: float = TIMEOUT,
     ) -> pytest.RunResult:
         command: list[str | Path] = []
         if runner != "plain":
@@ -84,7 +85,7 @@ def run(pytester: pytest.Pytester) -> Runner:
             command += ["-n", str(workers)]
         for plugin in plugins:
             command += ["-p", plugin]
-        return pytester.runpytest_subprocess(*command, *args, timeout=TIMEOUT)
+        return pytester.runpytest_subprocess(*command, *args, timeout=timeout)
 
     return run
 

@@ -40,4 +40,6 @@ def test_in_forks(example: int, run: Runner) -> None:
 @pytest.mark.qemu
 @pytest.mark.slow
 def test_in_virtual_machines(example: int, qemu: Runner) -> None:
-    qemu(*NUMPY_PART, "--dist=load", workers=2).assert_outcomes(passed=example)
+    # It makes a snapshot, for which NumPy is imported in a machine that QEMU emulates: a minute.
+    result = qemu(*NUMPY_PART, "--dist=load", workers=2, timeout=300)
+    result.assert_outcomes(passed=example)

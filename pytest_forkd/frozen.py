@@ -74,6 +74,8 @@ def watch() -> None:
 
     Call it before anybody could import one of them by its name.
     """
+    if isinstance(gc.collect, _Watched):
+        return
     chosen: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
         "collect": _after_thawing,
         "disable": lambda function: function if _enabled is None else _believe_disabled,
@@ -84,8 +86,6 @@ def watch() -> None:
         "isenabled": lambda function: function if _enabled is None else _is_believed_enabled,
         "unfreeze": _after_taking,
     }
-    if isinstance(gc.collect, _Watched):
-        return
     for name, choose in chosen.items():
         setattr(gc, name, _Watched(name, choose))
     gc.get_referrers = _watched_referrers()

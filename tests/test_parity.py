@@ -184,7 +184,7 @@ def test_errors_in_fixtures_of_libraries_show_the_same_frames(
         return sorted(frame for frame in found if not frame.startswith("pluggy/"))
 
     plain = frames(runner="plain")
-    if not os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD"):  # a frame of a plugin hides them, too
-        assert len(plain) > 10
+    # A frame of a plugin, where those are loaded, hides them, too.
+    assert len(plain) > (0 if os.environ.get("PYTEST_FORKD_TEST_AUTOLOAD") else 10)
     assert frames("--forkd-warm=collection") == plain
     assert frames("--forkd-warm=imports") == plain

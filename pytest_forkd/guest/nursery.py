@@ -14,7 +14,7 @@ from typing import Any
 from pytest_forkd.channel.frames import Frame
 from pytest_forkd.channel.mux import CONTROL, STDERR, WORKER, parse_control
 from pytest_forkd.guest.port import Port
-from pytest_forkd.guest.resources import Resources
+from pytest_forkd.guest.resources import CrowdWatch, Resources
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from pytest_forkd.guest.virtio import VirtioPort
 from pytest_forkd.parent.nursery import Birth, Nursery
@@ -25,10 +25,8 @@ __all__ = ["Connection", "GuestNursery"]
 _FLUSH_LIMIT = 60.0
 #: Seconds between two looks at what was written to standard error.
 _STDERR_INTERVAL = 0.1
-#: Seconds between two looks at whether there is room for processes, and those without any after
-#: which it is not a test that will have done in a moment.
+#: Seconds between two looks at whether there is room for processes.
 _CROWD_INTERVAL = 1.0
-_CROWD_LIMIT = 10.0
 #: Bytes that are read from a dead worker's channel: what its socket held, and some.
 _MAX_LAST_WORDS = 16 * 1024 * 1024
 #: Bytes of standard error that are passed on; a test that writes more is cut off.
@@ -92,9 +90,9 @@ class GuestNursery(Nursery):
         self._commands_end = False
         #: What the worker is to leave to others; set when it is forked.
         self._resources: Resources | None = None
-        #: When to look for a crowd, and since when there has been one, by ``time.monotonic()``.
+        #: When to look for a crowd, by ``time.monotonic()``.
         self._next_look = 0.0
-        self._crowded: float | None = None
+        self._crowds = CrowdWatch()
 
     def run(self) -> Birth | None:
         """Serve the controller until it wants no more; see :meth:`Nursery.run`."""
@@ -141,12 +139,8 @@ class GuestNursery(Nursery):
             return
         self._next_look = now + _CROWD_INTERVAL
         crowd = resources.crowd()
-        if crowd is None:
-            self._crowded = None
-        elif self._crowded is None:
-            self._crowded = now
-        elif now - self._crowded >= _CROWD_LIMIT:
-            self._give_up(f"its guest was given up: {crowd}")
+        if self._crowds.stays(crowd, now) and crowd is not None:
+            self._give_up(f"its guest was given up: {crowd.reason}")
 
     def _give_up(self, reason: str) -> None:
         """Have the controller take this guest, and all that is in it, for dead."""

@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from pytest_forkd.guest.restore import SHARED_KERNEL
 
-__all__ = ["Resources"]
+__all__ = ["Crowd", "CrowdWatch", "Resources"]
 
 #: Bytes and inodes without which next to no test can do.
 _LEAST_BYTES = 1024 * 1024
@@ -19,6 +20,57 @@ _CROWDED = 0.9
 #: Without memory it does not get that far; then so many tasks are a crowd, and so little is none.
 _MANY_TASKS = 1000
 _LEAST_MEMORY = 0.05
+#: Seconds without a change for the better or worse after which a crowd stays one, and what counts
+#: as a change: a tenth more processes, or a tenth less of them that want to run.
+_CROWD_LIMIT = 10.0
+_CHANGE = 0.1
+
+
+class Crowd(NamedTuple):
+    """Processes that leave no room for others.
+
+    :ivar tasks: how many processes and threads there are. May be more than the kernel allows: it
+        looks at their number, and adds to it later.
+    :ivar running: how many of them want to run.
+    :ivar reason: what there is no more of, in words.
+    """
+
+    tasks: int
+    running: int
+    reason: str
+
+
+class CrowdWatch:
+    """Tells a crowd that stays from one that a busy machine has not got through yet.
+
+    A test that forks up to the limit and then fails is over when each process has had its turn. On
+    an emulated processor that takes longer than any fixed time: as long as the crowd grows, or
+    fewer and fewer of it want to run, it is on its way.
+    """
+
+    def __init__(self) -> None:
+        self._seen: Crowd | None = None
+        self._changed = 0.0
+
+    def stays(self, crowd: Crowd | None, now: float) -> bool:
+        """Whether the crowd has to be ended.
+
+        :param crowd: what there is at this time.
+        :param now: seconds, by ``time.monotonic()``.
+        """
+        seen = self._seen
+        if crowd is None:
+            self._seen = None
+            return False
+        if seen is None:
+            self._seen, self._changed = crowd, now
+            return False
+        if crowd.tasks > seen.tasks * (1 + _CHANGE):
+            self._seen, self._changed = crowd, now
+        elif crowd.running < seen.running * (1 - _CHANGE):
+            # Its size stays the largest seen: a crowd that swings to and fro does not grow.
+            self._seen, self._changed = seen._replace(running=crowd.running), now
+        return now - self._changed >= _CROWD_LIMIT
 
 
 class Resources:
@@ -40,20 +92,23 @@ class Resources:
         for place in self._places:
             if _is_full(place):
                 return f"the file system of {place} is full"
-        return self.crowd()
+        crowd = self.crowd()
+        return None if crowd is None else crowd.reason
 
-    def crowd(self) -> str | None:
-        """How many processes there are, in words, if there is no room for others."""
+    def crowd(self) -> Crowd | None:
+        """How many processes there are, if there is no room for others."""
         if self._shared:
             return None
         try:
             # "0.20 0.18 0.12 1/80 11206": running and all, processes and threads alike
-            tasks = int(self._read("loadavg").split()[3].partition("/")[2])
+            running, tasks = map(int, self._read("loadavg").split()[3].split("/"))
             allowed = min(int(self._read(f"sys/kernel/{n}")) for n in ("threads-max", "pid_max"))
             if tasks >= _CROWDED * allowed:
-                return f"it has {tasks} processes and threads, of {allowed} at most"
+                reason = f"it has {tasks} processes and threads, of {allowed} at most"
+                return Crowd(tasks, running, reason)
             if tasks > _MANY_TASKS and self._memory() < _LEAST_MEMORY:
-                return f"it has {tasks} processes and threads, and no memory left"
+                reason = f"it has {tasks} processes and threads, and no memory left"
+                return Crowd(tasks, running, reason)
         except (OSError, ValueError, LookupError, AttributeError):
             pass  # no room for this either, or another kind of kernel
         return None

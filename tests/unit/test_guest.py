@@ -23,7 +23,7 @@ from pytest_forkd.channel.mux import control_frame, parse_control
 from pytest_forkd.guest import restore as module
 from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.relay import exchange
-from pytest_forkd.guest.resources import Resources
+from pytest_forkd.guest.resources import Crowd, CrowdWatch, Resources
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from tests.unit import no_longer_than
 
@@ -272,7 +272,47 @@ def test_processes_that_leave_no_room_for_others(
     (proc / "loadavg").write_text(f"9.99 0.18 0.12 17/{tasks} 11206\n")
     (proc / "sys/kernel/threads-max").write_text(f"{allowed}\n")
     (proc / "meminfo").write_text(f"MemTotal: 1000000 kB\nMemAvailable: {memory} kB\n")
-    assert Resources(proc).crowd() == Resources(proc).exhausted() == told
+    crowd = Resources(proc).crowd()
+    assert crowd == (None if told is None else Crowd(tasks, 17, told))
+    assert Resources(proc).exhausted() == told
+
+
+@pytest.mark.parametrize(
+    ("crowds", "stays"),
+    [
+        # One look a second: tasks and those that want to run.
+        ([(400, 390)] * 10, False),
+        ([(400, 390)] * 11, True),
+        ([(400, 390)] * 9 + [None] + [(400, 390)] * 10, False),
+        # It grows, as the kernel lets it for a while, then each process has its turn.
+        ([(400, 390)] * 9 + [(588, 580)] * 9 + [(588, 450)] * 9 + [(588, 300)] * 9, False),
+        ([(588, 580 - 7 * n) for n in range(80)], False),
+        # Its end is told by neither a number that swings nor by one that has been there before.
+        ([(400, 390), (380, 370)] * 5 + [(400, 390)], True),
+        ([(588, 200)] + [(400, 390)] * 9 + [(588, 200)], True),
+        # Nobody wants to run: the test waits for what cannot come.
+        ([(400, 1)] * 11, True),
+    ],
+)
+def test_a_crowd_that_stays(crowds: list[tuple[int, int] | None], stays: bool) -> None:
+    watch = CrowdWatch()
+    found = [
+        watch.stays(None if crowd is None else Crowd(*crowd, reason="many"), 100.0 + second)
+        for second, crowd in enumerate(crowds)
+    ]
+    assert found == [False] * (len(crowds) - 1) + [stays]
+
+
+def test_every_crowd_comes_to_its_end() -> None:
+    """Also one that changes as slowly as is let be: there are only so many tenths."""
+    watch = CrowdWatch()
+    tasks, running = 7_020.0, 7_020.0
+    for second in range(1500):
+        if second % 9 == 8:
+            tasks, running = min(tasks * 1.11, 32_768.0), max(running * 0.89, 1.0)
+        if watch.stays(Crowd(int(tasks), int(running), "many"), float(second)):
+            return
+    raise AssertionError("it was let be for 1500 seconds")
 
 
 def test_what_a_kernel_does_not_tell_is_not_missed(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -209,14 +209,17 @@ def test_a_workerinput_that_cannot_be_sent(
 
 
 @pytest.fixture
-def bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def bases(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
     """``XDG_RUNTIME_DIR`` and ``TMPDIR`` of this process, for the length of a test."""
-    runtime, temporary = tmp_path / "runtime", tmp_path / "temporary"
-    runtime.mkdir()
-    temporary.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    return runtime, temporary
+    # Not below the test's directory: what is too long for a socket's path is passed over, too.
+    with tempfile.TemporaryDirectory(prefix="forkd-test-") as folder:
+        runtime, temporary = Path(folder) / "runtime", Path(folder) / "temporary"
+        runtime.mkdir()
+        temporary.mkdir()
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(temporary))
+            yield runtime, temporary
 
 
 def test_a_runtime_directory_that_is_not_there_is_passed_over(bases: tuple[Path, Path]) -> None:

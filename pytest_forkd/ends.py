@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from _pytest.outcomes import Exit
 from xdist.dsession import DSession
 
 from pytest_forkd.crash import crash_report
-from pytest_forkd.nodes import ForkdWorkerController
+from pytest_forkd.nodes import ForkdNodeManager, ForkdWorkerController
 from pytest_forkd.recovery import run_again, take_out
 from pytest_forkd.scheduling import ForkdScheduling
 
@@ -43,6 +43,7 @@ class WorkerEnds(DSession):
 
     backend: Backend
     inbox: Inbox
+    nodemanager: ForkdNodeManager | None
 
     def __init__(self, config: pytest.Config) -> None:
         super().__init__(config)
@@ -113,7 +114,9 @@ class WorkerEnds(DSession):
 
     def _replace(self, node: ForkdWorkerController) -> None:
         self.shuttingdown = False
-        self._clone_node(node)
+        clone: Any = self._clone_node(node)
+        assert self.nodemanager is not None
+        self.nodemanager.replaced(clone)
 
     def _take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
         end = node.end

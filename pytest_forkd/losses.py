@@ -78,7 +78,10 @@ class CollectorLosses(WorkerEnds):
         self, reason: str, nodes: list[ForkdWorkerController], end: WorkerEnd | None = None
     ) -> None:
         """The collector died: start another one, once, and replace all workers."""
-        if self.level is not None and not nodes:
+        assert self.nodemanager is not None
+        # Those that had died before have been replaced when that was told.
+        nodes = [node for node in nodes if not node.down]
+        if self.level is not None and not nodes and not self.nodemanager.has_waiting:
             return  # every worker had finished
         line = self._deadly.blame(end) if end is not None and self.level is None else None
         if line is not None:

@@ -15,7 +15,7 @@ import execnet
 import pytest
 from xdist.workermanage import Marker, NodeManager, WorkerController
 
-from pytest_forkd.backends.base import Backend, BackendError, RunRequest, WorkerEnd
+from pytest_forkd.backends.base import Backend, BackendError, CollectorGone, RunRequest, WorkerEnd
 from pytest_forkd.channel.bounds import line
 from pytest_forkd.channel.claims import Claims, claims_file
 from pytest_forkd.channel.events import pack_object
@@ -133,11 +133,16 @@ class ForkdWorkerController(WorkerController):
             ) from exc
 
     def spawn(self, backend: Backend) -> None:
-        """Ask for the process."""
+        """Ask for the process.
+
+        :raises CollectorGone: to be asked again once there is another collector.
+        :raises BackendError: if there is not going to be a process.
+        """
         assert self._theirs is not None
-        self._claims = Claims(claims_file())
-        with self._theirs as theirs:
-            self._theirs = None
+        if self._claims is None:
+            self._claims = Claims(claims_file())
+        theirs, self._theirs = self._theirs, None
+        try:
             backend.spawn(
                 self.gateway.id,
                 self.packed_workerinput(),
@@ -145,6 +150,12 @@ class ForkdWorkerController(WorkerController):
                 theirs,
                 self._claims.fd,
             )
+        except CollectorGone:
+            self._theirs = theirs  # for the next one
+            raise
+        finally:
+            if self._theirs is None:
+                theirs.close()
 
     def discard(self) -> None:
         """Let go of a node that will have no process, or whose process is gone."""
@@ -282,6 +293,8 @@ class ForkdNodeManager(NodeManager):
         self.nodes: dict[str, ForkdWorkerController] = {}
         #: Whether there is a collector that forks workers.
         self.warm = False
+        #: Nodes that were made in the place of others while there was none.
+        self._waiting: dict[ForkdWorkerController, None] = {}
 
     def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
         """Make a node; its process is spawned at once if there is a collector to fork it."""
@@ -302,14 +315,33 @@ class ForkdNodeManager(NodeManager):
         """Have a node's process made; if that fails, the node has died."""
         try:
             node.spawn(self.backend)
+        except CollectorGone:
+            # Its loss is told in a moment, and another one makes the process.
+            self.warm = False
+            self._waiting[node] = None
         except BackendError as exc:
             node.exited(WorkerEnd(str(exc)))
 
     def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
-        """The collector is ready: have these nodes' processes made, and those of later ones."""
+        """The collector is ready: have these nodes' processes made, and those of later ones.
+
+        So are those of nodes that have taken another's place while there was no collector: the run
+        would wait for them for ever.
+        """
         self.warm = True
-        for node in nodes:
+        waiting, self._waiting = self._waiting, {}
+        for node in [*nodes, *waiting]:
             self.spawn(node)
+
+    def replaced(self, node: ForkdWorkerController) -> None:
+        """A node has taken another's place; its process is made once there is a collector."""
+        if not node.spawned:
+            self._waiting[node] = None
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are nodes that wait for a collector."""
+        return bool(self._waiting)
 
     def request(
         self, warm: str, level: str, early: EarlyImports, deadly: dict[str, dict[str, Any]]
@@ -343,7 +375,8 @@ class ForkdNodeManager(NodeManager):
             # They die a moment after it, and may report until then.
             while not node.gateway.drain() and time.monotonic() < deadline:
                 time.sleep(0.001)
-            node.end = WorkerEnd(reason)
+            if node.end is None:  # else it died before, for a reason of its own
+                node.end = WorkerEnd(reason)
         return nodes
 
     def kill_workers(self) -> None:

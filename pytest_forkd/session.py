@@ -296,6 +296,7 @@ class ForkdSession(CollectorLosses):
         self.nodemanager.warm = False
         for each in nodes:
             each.given_up, each.end = True, WorkerEnd(reason)
+            each._down = True  # it is replaced here, and not once more when its end is told
         self._begin("imports")
         answer = self._await_answer()
         if "warm" not in answer:

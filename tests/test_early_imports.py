@@ -122,6 +122,19 @@ def test_where_early_imports_keep_a_worker_from_being_configured_there_are_none(
     result.stdout.no_fnmatch_line("forkd: nothing*")
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_worker_that_ends_before_its_failure_is_read_is_replaced_once(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """Twice, one of the two was never made, and the run waited for it for ever."""
+    busy = "    def pytest_xdist_make_scheduler():\n        import time\n        time.sleep(2)\n"
+    pytester.makeconftest(TOUCHY.replace("RAISE", "raise RuntimeError('too early')") + busy)
+    pytester.makepyfile(SUITE.format(library="plain"))
+    result = run("-pno:asyncio", "--forkd-warm=imports", timeout=30)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.no_fnmatch_line("*replacing crashed worker*")
+
+
 @pytest.mark.parametrize("warm", LEVELS)
 @pytest.mark.parametrize(
     ("error", "code", "line"),

@@ -105,6 +105,50 @@ def test_failures_from_before_the_loss_are_kept(pytester: pytest.Pytester, run: 
 
 
 @who_dies
+def test_a_worker_that_dies_just_before_its_collector_is_replaced_once(
+    pytester: pytest.Pytester, run: Runner, who: str
+) -> None:
+    """Both ends are read at once, or one after the other: nobody else is blamed, none is missed.
+
+    Each replacement was taken for a crashed worker, since nobody was there to fork it, or it was
+    never made, and the run waited for it for ever.
+    """
+    pytester.makepyfile(
+        busy="""
+        import time
+        def pytest_runtest_logreport(report):
+            if report.when == "call" and "first" in report.nodeid and hasattr(report, "node"):
+                time.sleep(3)  # the controller is busy; both die meanwhile
+        """
+    )
+    write_suite(
+        pytester,
+        test_it=f"""
+        import os, pathlib, pytest, signal, time
+        from doing import die, first, {who}
+        def test_first(): pass
+        def test_crashes():
+            time.sleep(0.5)
+            if first("crashed"):
+                die("exit_3")
+        def test_kills():
+            if first("killed"):
+                time.sleep(1)
+                os.kill({who}(), signal.SIGKILL)
+                time.sleep(60)
+        @pytest.mark.parametrize("n", range(4))
+        def test_more(n): pass
+        """,
+    )
+    result = run("-rfE", "-pbusy", "--dist=load", timeout=40)
+    assert blamed(result) == ["test_it.py::test_crashes"]
+    result.assert_outcomes(passed=6, failed=1)
+    assert result.ret == 1
+    assert len(matching(result.outlines, "node down")) == 2
+    assert_all_ran(pytester, tests=7, cut_short=1)
+
+
+@who_dies
 def test_a_second_loss_ends_the_run(pytester: pytest.Pytester, run: Runner, who: str) -> None:
     """With exit code 3 and a line that names it; no test is blamed."""
     killing_suite(pytester, who, 2)

@@ -10,11 +10,15 @@ from typing import Any, Protocol
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.snapshots.plan import Plan
 
-__all__ = ["Backend", "BackendError", "Listener", "RunRequest", "WorkerEnd"]
+__all__ = ["Backend", "BackendError", "CollectorGone", "Listener", "RunRequest", "WorkerEnd"]
 
 
 class BackendError(Exception):
     """A backend cannot do what it was asked for; the message says why and what to do."""
+
+
+class CollectorGone(BackendError):
+    """The collector has died, which the listener is going to be told."""
 
 
 @dataclass
@@ -189,7 +193,8 @@ class Backend(abc.ABC):
     ) -> None:
         """Have a worker made; ``channel`` and ``claims_fd`` stay the caller's to close.
 
-        :raises BackendError: if the collector is gone.
+        :raises CollectorGone: if there is none any more.
+        :raises BackendError: if no worker can be made.
         """
 
     @abc.abstractmethod

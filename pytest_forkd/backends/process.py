@@ -14,7 +14,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
+from pytest_forkd.backends.base import (
+    Backend,
+    BackendError,
+    CollectorGone,
+    Listener,
+    RunRequest,
+    WorkerEnd,
+)
 from pytest_forkd.backends.parents import Keep, Parent, describe_exit
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
@@ -267,11 +274,12 @@ class ProcessBackend(Backend):
     def _ask(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         try:
             if self._collector is None:
-                raise OSError("no collector")
+                raise BackendError("there is no collector")
             self._collector.send(message, fds or [])
+        except TimeoutError as exc:
+            raise BackendError(f"the collector does not listen: {exc}") from exc
         except OSError as exc:
-            what = "does not listen" if isinstance(exc, TimeoutError) else "has gone"
-            raise BackendError(f"the collector {what}: {exc}") from exc
+            raise CollectorGone(f"the collector has gone: {exc}") from exc
 
     def interrupt(self) -> None:
         if self._collector is None or self._collector_pid is None:

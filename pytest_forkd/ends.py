@@ -69,7 +69,8 @@ class WorkerEnds(DSession):
             self.report_line(f"\nforkd: worker {node.gateway.id} is lost: {node.end.reason}")
             if crashitem:
                 run_again(self.sched, node, crashitem)
-            self._replace(node)
+            if crashitem or self._is_missed(more):
+                self._replace(node)
             self._active_nodes.discard(node)
             return
         if node.end is not None and node.end.unborn:

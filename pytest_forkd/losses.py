@@ -118,9 +118,10 @@ class CollectorLosses(WorkerEnds):
         for node in nodes:
             node._down = True
             self.config.hook.pytest_testnodedown(node=node, error=None if told else reason)
-            interrupted, _more = self._take_out(node)
+            interrupted, more = self._take_out(node)
             if interrupted:
                 run_again(self.sched, node, interrupted)
-            self._replace(node)
+            if interrupted or self._is_missed(more):
+                self._replace(node)
             self._active_nodes.discard(node)
             node.discard()

@@ -79,6 +79,41 @@ def test_with_dist_each_every_worker_still_runs_every_test(
     assert sum(counts.values()) <= 62  # both workers may have been cut short
 
 
+@who_dies
+def test_with_dist_each_a_worker_that_has_run_everything_is_not_replaced(
+    pytester: pytest.Pytester, run: Runner, who: str
+) -> None:
+    """xdist's scheduler has nothing for its replacement, which was an internal error."""
+    write_suite(
+        pytester,
+        conftest="""
+        import time
+        def pytest_sessionfinish(session):
+            if getattr(session.config, "workerinput", {}).get("workerid") == "gw0":
+                time.sleep(60)  # it has run everything, and not ended yet
+        """,
+        test_it=f"""
+        import os, pathlib, pytest, signal, time
+        from doing import {who}, first
+        @pytest.mark.parametrize("n", range(5))
+        def test_it(n, worker_id):
+            if worker_id == "gw1" and n == 2 and first("killed"):
+                deadline = time.monotonic() + 20
+                while not pathlib.Path("ran").exists() and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                time.sleep(0.5)  # for its report
+                os.kill({who}(), signal.SIGKILL)
+                time.sleep(60)
+            if worker_id == "gw0" and n == 4:
+                pathlib.Path("ran").touch()
+        """,
+    )
+    result = run("-rfE", "--dist=each", timeout=40)
+    result.assert_outcomes(passed=10)
+    assert result.ret == 0
+    assert sum(starts(pytester).values()) == 11  # one was cut short
+
+
 def test_failures_from_before_the_loss_are_kept(pytester: pytest.Pytester, run: Runner) -> None:
     """And a crash after it is handled as ever."""
     write_suite(

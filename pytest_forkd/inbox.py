@@ -255,7 +255,10 @@ class Inbox:
             tell()
 
     def _on_want(self, node: ForkdWorkerController, event: messages.Want) -> _Tell:
-        return partial(self._session.worker_wants, node)
+        index = event.index
+        if index is not None and index != node.running and index not in node.given:
+            raise BadEvent(f"item {index} is not its to run")
+        return partial(self._session.worker_wants, node, index)
 
     def _on_fixture(self, node: ForkdWorkerController, event: messages.Fixture) -> _Tell:
         self._session.durations.record_fixture(event.key, event.seconds)

@@ -197,10 +197,10 @@ class ForkdSession(CollectorLosses):
         if isinstance(self.sched, ForkdScheduling):
             self.sched.withdraw()
 
-    def worker_wants(self, node: ForkdWorkerController) -> None:
+    def worker_wants(self, node: ForkdWorkerController, index: int | None) -> None:
         """A worker waits to be told what comes next; xdist's schedulers have told it already."""
         if isinstance(self.sched, ForkdScheduling):
-            self.sched.want(node, node.running)
+            self.sched.want(node, index)
 
     def _settle(self) -> bool:
         """Handle events until the warm level is known, and spawn the workers.

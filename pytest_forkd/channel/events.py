@@ -12,7 +12,8 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
                    time counts waiting and shared fixtures; ``phases`` are those of set-up, call
                    and teardown, ``None`` if the test was skipped
-``want``           ``[]``: the worker cannot go on without knowing its next item
+``want``           ``[index]``: the worker cannot go on without knowing the item after this one,
+                   which it may not have begun; none before its first
 ``fixture``        ``[key, seconds]``: the set-up of a fixture of a scope above function
 ``deselected``     ``[items]`` that will not run, see :mod:`pytest_forkd.channel.deselected`
 ``collectreport``  ``[data]``: a collection report that did not pass

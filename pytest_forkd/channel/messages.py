@@ -91,7 +91,7 @@ class Complete(
 
 
 class Want(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag="want"):
-    pass
+    index: Index | None = None
 
 
 class Fixture(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag="fixture"):

@@ -70,6 +70,8 @@ class Interactor(WorkerInteractor):
         #: The item that is running, and whether the one after it has been decided on.
         self._item: pytest.Item | None = None
         self._decided = False
+        #: The last item that it has, begun or not, until that is completed.
+        self._last: int | None = None
         self._pid = 0
         #: When the running item has begun, by our clock.
         self._begun = 0.0
@@ -228,7 +230,7 @@ class Interactor(WorkerInteractor):
             that nothing is held back by a test that is running. Otherwise that is done first.
         """
         assert isinstance(self.nextitem_index, int)
-        self.item_index = self.nextitem_index
+        self.item_index = self._last = self.nextitem_index
         self._decided = False
         if not in_teardown:
             self._decide()
@@ -256,6 +258,7 @@ class Interactor(WorkerInteractor):
         self._item = None
         phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
         self.outbox.append(["complete", self.item_index, max(0.0, duration), phases])
+        self._last = None
 
     def _nextitem(self) -> pytest.Item | None:
         """The next item: for certain once it is decided on, and the likely one before that."""
@@ -389,7 +392,7 @@ class Interactor(WorkerInteractor):
                 if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
                     return index
             # Until it is answered; what comes may have been taken back before it was read.
-            self.outbox.append(["want"])
+            self.outbox.append(["want", self._last])
             self.outbox.flush()
             start = self._clock()
             self._receive(wait=True)

@@ -178,15 +178,16 @@ class ForkdScheduling:
         ):
             self._deal(node, share)
 
-    def want(self, node: Any, running: int | None) -> None:
-        """A worker has reached the end of its only test and must know what comes next.
+    def want(self, node: Any, last: int | None) -> None:
+        """A worker must know what comes next.
 
-        :param running: that test; ``None`` if it has begun none.
+        :param last: the last test that it knows of: it is at its end, or waits to begin it;
+            ``None`` if it has none.
         """
         share = self._shares.get(node)
         if share is None or node.shutting_down:
             return
-        if share.stealing_for is None and any(index != running for index in share.items):
+        if share.stealing_for is None and any(index != last for index in share.items):
             return  # it asked before it was sent these; it has enough to do
         share.wanting = True
         if self.collection is not None:

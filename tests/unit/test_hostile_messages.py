@@ -99,7 +99,7 @@ def samples() -> list[list[Any]]:
         ["report", {**report(outcome="failed"), "longrepr": failed}],
         ["report", report(outcome="skipped", longrepr=("a.py", 3, "no"))],
         ["complete", 0, 0.1, [0.1, 0.1, 0.1]],
-        ["want"],
+        ["want", 0],
         ["fixture", "a.py::f", 0.1],
         ["deselected", [[IDS[0], ["slow", "a.py"]], [IDS[1], None]]],
         ["collectreport", report()],

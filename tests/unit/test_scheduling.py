@@ -28,9 +28,12 @@ class Clock:
 class Node:
     """A worker: a queue of items, the one that it runs, and messages to and from it."""
 
-    def __init__(self, name: str, *, claims: bool) -> None:
+    def __init__(self, name: str, *, claims: bool, early: bool = False) -> None:
         # Whether what it has not begun can be taken back without asking it.
         self.claims = claims
+        # Whether it begins no test before it knows the next one, and the test that it has then.
+        self.early = early
+        self.held: int | None = None
         self.taken: list[list[int]] = []
         self.gateway = SimpleNamespace(id=name)
         self.commands: collections.deque[tuple[str, list[int]]] = collections.deque()
@@ -79,14 +82,16 @@ class Run:
         ids: list[str] | None = None,
         cost: Any = None,
         claims: bool = True,
+        early: bool = False,
     ) -> None:
-        self.claims = claims
+        self.claims, self.early = claims, early
         self.ids = ids or [f"test_{i // 5}.py::test_{i}" for i in range(len(durations))]
         self.durations = durations
         self.clock = Clock()
         self.sched: Any = ForkdScheduling(None, nodes, estimates, clock=self.clock)
-        self.nodes = [Node(f"gw{i}", claims=claims) for i in range(nodes)]
+        self.nodes = [Node(f"gw{i}", claims=claims, early=early) for i in range(nodes)]
         self.crashed: list[int] = []
+        self.deaths = 0
         self.completed: collections.Counter[int] = collections.Counter()
         self.shuttingdown = False
         self.cost = cost or (lambda before, index: 0.0)
@@ -129,6 +134,8 @@ class Run:
             return False
         news = bool(node.commands)
         self.read(node)
+        if node.early:
+            return self.step_early(node, news)
         if node.queue:
             if node.running is not None:
                 self.complete(node)
@@ -148,6 +155,28 @@ class Run:
         self.after()
         return True
 
+    def step_early(self, node: Node, news: bool) -> bool:
+        if node.running is not None:
+            self.complete(node)
+        elif node.queue:
+            if node.held is not None:
+                self.start(node, node.held)
+            node.wants, node.held = False, node.queue.popleft()
+        elif node.shut_down and node.held is not None:
+            self.start(node, node.held)
+            node.held = None
+        elif node.shut_down:
+            node.finished = True
+            self.sched.remove_node(node)
+            self.after()
+        elif node.wants and not news:
+            return False
+        else:
+            node.wants = True
+            self.sched.want(node, node.held)
+            self.after()
+        return True
+
     def complete(self, node: Node) -> None:
         index, node.running = node.running, None
         assert index is not None
@@ -155,15 +184,16 @@ class Run:
         self.sched.mark_test_complete(node, index, self.durations[index])
         self.after()
 
-    def start(self, node: Node) -> None:
+    def start(self, node: Node, index: int | None = None) -> None:
         node.wants = False
         before = node.ran[-1] if node.ran else None
-        node.running = node.queue.popleft()
+        node.running = node.queue.popleft() if index is None else index
         node.ran.append(node.running)
         node.until = self.clock.now + self.durations[node.running] + self.cost(before, node.running)
 
     def crash(self, node: Node) -> None:
         """A worker dies; the session replaces it if there is work."""
+        self.deaths += 1
         node.finished = True
         node.shutting_down = True
         if node not in self.sched.nodes:
@@ -173,7 +203,7 @@ class Run:
         more = self.sched.take_out(node, node.running)
         if more:
             self.shuttingdown = False
-            new = Node(f"gw{len(self.nodes)}", claims=self.claims)
+            new = Node(f"gw{len(self.nodes)}", claims=self.claims, early=self.early)
             self.nodes.append(new)
             self.sched.add_node(new)
             self.sched.add_node_collection(new, self.ids)
@@ -220,6 +250,7 @@ TIMES = st.lists(st.sampled_from([0.0001, 0.001, 0.05, 0.3, 5.0]), max_size=60)
     informed=st.booleans(),
     scoped=st.booleans(),
     claims=st.booleans(),
+    early=st.booleans(),
 )
 def test_each_test_is_run_once_whatever_happens(
     durations: list[float],
@@ -229,6 +260,7 @@ def test_each_test_is_run_once_whatever_happens(
     informed: bool,
     scoped: bool,
     claims: bool,
+    early: bool,
 ) -> None:
     """Durations, wrong expectations, messages that cross, crashes at any moment, steals."""
     rng = random.Random(seed)
@@ -243,6 +275,7 @@ def test_each_test_is_run_once_whatever_happens(
         durations,
         nodes,
         claims=claims,
+        early=early,
         estimates=known(
             durations if informed else wrong,
             split_scope=split,
@@ -263,7 +296,7 @@ def test_each_test_is_run_once_whatever_happens(
             run.step(rng.choice(alive))
     run.go()
     run.check()
-    if scoped and not run.crashed:
+    if scoped and not run.deaths:
         of_scope = collections.defaultdict(set)
         for node in run.nodes:
             for index in node.ran:

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -350,11 +351,16 @@ def test_a_worker_ends_its_pools_and_threads_as_the_interpreter_does(
 
 
 @pytest.fixture
-def private_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def private_temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The temporary directory of this process, for the length of a test."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    # Not below the test's directory: what is too long for a socket's path is passed over.
+    with (
+        tempfile.TemporaryDirectory(prefix="forkd-test-") as folder,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 def test_the_directory_of_the_socket_is_private(private_temporary: Path) -> None:

@@ -168,7 +168,7 @@ def _build(
     mkfs = mke2fs()
     shell = busybox(store)
     (folder / INITRD).write_bytes(initramfs(kernel, shell))
-    # In the store, where hard links to the environment are most likely to be possible.
+    # In the store: a directory for temporary files may be in memory, and this is large.
     with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as tree:
         os.chmod(tree, 0o755)  # noqa: S103 - the root of the guest
         count = plant(Path(tree), what, shell, lambda part: progress("tree", part))

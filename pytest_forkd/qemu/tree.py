@@ -1,6 +1,6 @@
 """What a guest's root file system holds: this interpreter, what is installed for it, and the rest.
 
-The tree is made of hard links where that is possible, so it costs little time and no space.
+The tree is a copy: nothing of the environment is touched.
 """
 
 from __future__ import annotations
@@ -225,7 +225,6 @@ class _Planter:
         #: ELF programs and libraries, where they are here.
         self.programs: list[str] = []
         self._folders: set[str] = {"/"}
-        self._linkable = True
 
     def folder(self, path: str) -> None:
         """A folder; where there is a link to one here, so it is in the tree."""
@@ -288,14 +287,8 @@ class _Planter:
         if os.path.lexists(there):
             return
         self.count += 1
-        if self._linkable:
-            try:
-                os.link(path, there)
-                return
-            except OSError as exc:
-                # Another file system, somebody else's file, or too many links. Try each file that
-                # is this user's; for all others it is the same.
-                self._linkable = exc.errno != 18  # EXDEV
+        # No hard link, which would take no time: it changes the file's status, as if somebody had
+        # written to the environment, and every kept parent would have to be made anew.
         shutil.copy2(path, there)
 
     def _make(self, function: Callable[..., object], *args: object) -> None:

@@ -34,7 +34,7 @@ from pytest_forkd.channel.mux import (
 )
 
 _ROOT = Path(__file__).resolve().parents[1]
-#: Bytes of a small report: a test that passed, in its short form, see ``channel/passed.py``.
+#: Bytes of a small report: a test that passed, in its short form, see ``channel/short_reports.py``.
 _REPORT = 300
 
 

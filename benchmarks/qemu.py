@@ -26,10 +26,10 @@ from pytest_forkd.channel.mux import (
     control_frame,
     data_frames,
 )
+from pytest_forkd.parent.plan import Plan
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
-from pytest_forkd.snapshots.plan import Plan
 from pytest_forkd.sync.difference import difference
 from pytest_forkd.sync.pack import pack
 from pytest_forkd.sync.scan import scan

@@ -15,8 +15,8 @@ import pytest_forkd
 
 if TYPE_CHECKING:
     from pytest_forkd.backends.base import Backend
-    from pytest_forkd.settings import Settings
-    from pytest_forkd.snapshots.plan import Plan
+    from pytest_forkd.controller.settings import Settings
+    from pytest_forkd.parent.plan import Plan
 
 __all__: list[str] = []
 
@@ -24,9 +24,9 @@ __all__: list[str] = []
 @pytest.hookimpl
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, and an ini value for each."""
-    from pytest_forkd import qemu_options
-    from pytest_forkd.forkd_options import add_options
-    from pytest_forkd.settings import BACKENDS, WARM_LEVELS
+    from pytest_forkd.controller.settings import BACKENDS, WARM_LEVELS
+    from pytest_forkd.forkd.options import add_options
+    from pytest_forkd.qemu import options as qemu_options
 
     group = parser.getgroup("forkd", "workers that are clones of one prewarmed parent")
     group.addoption(
@@ -102,7 +102,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Register the hook specifications."""
-    from pytest_forkd import newhooks
+    from pytest_forkd import hookspecs as newhooks
 
     pluginmanager.add_hookspecs(newhooks)
 
@@ -161,11 +161,11 @@ class _Controller:
         :returns: ``None`` if this run is not distributed by forkd.
         :raises pytest.UsageError: if it cannot be.
         """
-        from pytest_forkd import frozen
         from pytest_forkd.backends.base import BackendError
-        from pytest_forkd.planning import make_plan
-        from pytest_forkd.requests import early_request
-        from pytest_forkd.settings import make_backend, read_settings
+        from pytest_forkd.controller.preload_plan import make_plan
+        from pytest_forkd.controller.run_request import early_request
+        from pytest_forkd.controller.settings import make_backend, read_settings
+        from pytest_forkd.runtime import frozen_gc as frozen
 
         namespace = config.known_args_namespace
         settings = read_settings(config, namespace)
@@ -212,7 +212,7 @@ class _Controller:
 
         This plugin was registered after xdist, so its ``trylast`` comes later.
         """
-        from pytest_forkd.session import ForkdSession
+        from pytest_forkd.controller.session import ForkdSession
 
         manager = config.pluginmanager
         for name in ("dsession", "terminaldistreporter"):
@@ -229,7 +229,7 @@ def distribute(config: pytest.Config, settings: Settings) -> int:
 
     :returns: the number of workers; 0 if the run is not distributed after all.
     """
-    from pytest_forkd.settings import count_workers
+    from pytest_forkd.controller.settings import count_workers
 
     workers = count_workers(settings, config)
     option = config.option

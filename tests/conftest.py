@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_forkd.snapshots.store import Store
+from pytest_forkd.parent.kept.store import Store
 from tests.leftovers import end_kept_parents, run_processes
 
 pytest_plugins = ["pytester", "tests.forkd_fixtures", "tests.qemu_fixtures"]

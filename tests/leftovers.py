@@ -8,7 +8,7 @@ import signal
 import time
 
 from pytest_forkd.channel.frames import FrameError, FrameSocket
-from pytest_forkd.snapshots.store import Store, StoreError
+from pytest_forkd.parent.kept.store import Store, StoreError
 
 __all__ = ["end_kept_parents", "run_processes", "wait_for_no_processes"]
 

@@ -16,16 +16,16 @@ from pathlib import Path
 import pytest
 
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.parent.plan import Plan, Rewriting
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
-from pytest_forkd.snapshots.plan import Plan, Rewriting
 from tests.conftest import Runner
 
 #: Says what pytest rewrites in a run as the fixture ``run`` starts it.
 _REWRITING = """
 import dataclasses, json
 from _pytest.config import _prepareconfig
-from pytest_forkd.snapshots.plan import Rewriting
+from pytest_forkd.parent.plan import Rewriting
 config = _prepareconfig(["-p", "xdist", "-p", "forkd"])
 print(json.dumps(dataclasses.asdict(Rewriting.of(config))))
 """

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pytest_forkd.backends.base import BackendError
-from pytest_forkd.backends.parents import runtime_directory
-from pytest_forkd.settings import Settings, make_backend
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.backends.process.parents import runtime_directory
+from pytest_forkd.controller.settings import Settings, make_backend
+from pytest_forkd.parent.plan import Plan
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import MARK, blamed, processes_of
 
@@ -324,7 +324,7 @@ def test_on_macos_the_workers_are_xdists(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         as_on_macos="""
         import sys, types
-        from pytest_forkd import settings
+        from pytest_forkd.controller import settings
         settings.sys = types.SimpleNamespace(platform="darwin", path=sys.path)
         """,
         test_it="""

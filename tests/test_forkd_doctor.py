@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from pytest_forkd import __version__
-from pytest_forkd.forkd.diagnosis import _namespaces
+from pytest_forkd.forkd.doctor import _namespaces
 from tests.standin.fixture import StandIn
 
 SECRET = "hUsh-4711"
@@ -50,7 +50,7 @@ def doctor(daemon: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "project").mkdir()
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest_forkd.cli", "doctor", *args]
+        command = [sys.executable, "-m", "pytest_forkd.commands.main", "doctor", *args]
         environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         result = subprocess.run(
             command,
@@ -232,7 +232,7 @@ def test_without_httpx(tmp_path: Path) -> None:
     for command in ("doctor", "snapshot list", "prune"):
         code = (
             "import sys; sys.modules['httpx'] = None\n"
-            f"from pytest_forkd.cli import main; sys.exit(main({command.split()!r}))"
+            f"from pytest_forkd.commands.main import main; sys.exit(main({command.split()!r}))"
         )
         environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
         result = subprocess.run(
@@ -245,7 +245,7 @@ def test_without_httpx(tmp_path: Path) -> None:
 
 def test_help_and_kept_parents_need_no_httpx() -> None:
     code = (
-        "import sys; from pytest_forkd.cli import main; main(['status']); "
+        "import sys; from pytest_forkd.commands.main import main; main(['status']); "
         "print([name for name in ('httpx', 'ssl') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -135,7 +135,7 @@ def link(archive: tarfile.TarFile, path: str, target: str) -> None:
 
 
 def snapshot_build(project: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest_forkd.cli", "snapshot", "build", *args]
+    command = [sys.executable, "-m", "pytest_forkd.commands.main", "snapshot", "build", *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=project, timeout=300)
 
 

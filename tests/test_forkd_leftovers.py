@@ -94,7 +94,7 @@ def wait_for_end(pid: int, limit: float = 20.0) -> bool:
 
 
 def prune(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest_forkd.cli", "prune"]
+    command = [sys.executable, "-m", "pytest_forkd.commands.main", "prune"]
     return subprocess.run([*command, *args], capture_output=True, text=True, cwd=ROOT, timeout=60)
 
 

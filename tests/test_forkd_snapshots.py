@@ -23,7 +23,7 @@ import pytest
 
 pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
-from pytest_forkd.cli import main
+from pytest_forkd.commands.main import main
 from pytest_forkd.forkd.built import BuiltSnapshots, choose_tag, plan_for
 from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.forkd.recipe import Wishes, default_tag
@@ -272,7 +272,7 @@ def test_builds_that_are_started_together_make_one_snapshot(
     project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_TAKES", "0.5")
-    full = [sys.executable, "-m", "pytest_forkd.cli", *complete(("build",))]
+    full = [sys.executable, "-m", "pytest_forkd.commands.main", *complete(("build",))]
 
     def build(_number: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(full, capture_output=True, text=True, cwd=project, timeout=60)
@@ -341,7 +341,7 @@ def test_a_build_that_is_interrupted_leaves_nothing(
     project: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
     monkeypatch.setenv("DOCKER_TAKES", "60")
-    full = [sys.executable, "-m", "pytest_forkd.cli", *complete(("build",))]
+    full = [sys.executable, "-m", "pytest_forkd.commands.main", *complete(("build",))]
     with subprocess.Popen(
         full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=project
     ) as process:

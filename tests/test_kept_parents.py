@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.snapshots.store import Store
+from pytest_forkd.parent.kept.store import Store
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import BackgroundRun, wait_until
 
@@ -252,7 +252,7 @@ def test_another_suite_has_a_parent_of_its_own(
 def test_another_version_of_pytest_forkd_or_python_has_another_fingerprint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pytest_forkd.snapshots import fingerprint as module
+    from pytest_forkd.parent import fingerprint as module
 
     def mark(**environ: str) -> str:
         return module.fingerprint("suite", ["heavy"], sys.path, environ)
@@ -472,7 +472,7 @@ def test_bad_options_leave_no_parent(run: Runner, site_packages: Path) -> None:
 
 def command(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest_forkd.cli", *args],
+        [sys.executable, "-m", "pytest_forkd.commands.main", *args],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
@@ -527,7 +527,7 @@ def test_a_parent_in_use_ends_with_the_run(pytester: pytest.Pytester, site_packa
     with BackgroundRun(pytester, "--forkd-keep=60", "test_slow.py") as background:
         background.wait_for("started")
         result = subprocess.run(
-            [sys.executable, "-m", "pytest_forkd.cli", "stop", "--all"],
+            [sys.executable, "-m", "pytest_forkd.commands.main", "stop", "--all"],
             capture_output=True,
             text=True,
             timeout=TIMEOUT,

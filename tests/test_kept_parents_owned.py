@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_forkd.processtree import Process
-from pytest_forkd.snapshots.entries import is_entry, remove_entry
-from pytest_forkd.snapshots.fingerprint import VOLATILE, that_matter
-from pytest_forkd.snapshots.store import Store
+from pytest_forkd.parent.fingerprint import VOLATILE, that_matter
+from pytest_forkd.parent.kept.entries import is_entry, remove_entry
+from pytest_forkd.parent.kept.store import Store
+from pytest_forkd.runtime.process_tree import Process
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import BackgroundRun, processes_of, wait_until
 from tests.test_kept_parents import SLOW, command, is_running, origin, statuses

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 import pytest_forkd
-from pytest_forkd.backends import parents
 from pytest_forkd.backends.base import Backend
-from pytest_forkd.backends.parents import runtime_directory
+from pytest_forkd.backends.process import parents
+from pytest_forkd.backends.process.parents import runtime_directory
 from pytest_forkd.channel.frames import FrameSocket
-from pytest_forkd.settings import Settings, make_backend
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.controller.settings import Settings, make_backend
+from pytest_forkd.parent.plan import Plan
 from tests.conftest import Runner
 from tests.observing import MARK, processes_of, write_suite
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
+from pytest_forkd.parent.plan import Plan
 from pytest_forkd.qemu.image import ROOT_IMAGE
 from pytest_forkd.qemu.store import Entry, Store
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
-from pytest_forkd.snapshots.plan import Plan
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
 from tests.test_parity import check_outcome, run_suite

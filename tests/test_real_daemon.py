@@ -42,7 +42,16 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 
 
 def test_the_doctor_finds_no_problem() -> None:
-    command = [sys.executable, "-m", "pytest_forkd.cli", "doctor", "--url", URL, "--tag", TAG]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_forkd.commands.main",
+        "doctor",
+        "--url",
+        URL,
+        "--tag",
+        TAG,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
 

@@ -124,7 +124,7 @@ def test_nextitem_in_teardown_is_the_item_that_really_is_next(
         conftest=f"""
         import pytest
         from doing import note
-        from pytest_forkd.parent.interactor import Interactor
+        from pytest_forkd.parent.worker.interactor import Interactor
         {old}
         def pytest_runtest_setup(item):
             note("seen-" + item.config.workerinput["workerid"], "runs " + item.nodeid)

@@ -8,7 +8,7 @@ from tests.conftest import Runner
 
 #: A guest may be silent for a short time only; and one test stops the process that answers for it.
 SOON = """
-    from pytest_forkd.backends import pulse
+    from pytest_forkd.machines import pulse
     pulse.INTERVAL, pulse.LIMIT = 0.5, 3.0
 """
 SUITE = """

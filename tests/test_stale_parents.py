@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.snapshots.store import Store
+from pytest_forkd.parent.kept.store import Store
 from tests.conftest import Runner
 
 SUITE = """

@@ -14,7 +14,7 @@ from tests.standin.fixture import StandIn
 WARMUP = """
 import json, os, socket, sys
 from pytest_forkd.parent.server import main
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.parent.plan import Plan
 
 os.makedirs("/run/w")
 listener = socket.socket(socket.AF_UNIX)

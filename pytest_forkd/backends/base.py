@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from pytest_forkd.channel.gateway import EventQueue
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.parent.plan import Plan
 
 __all__ = ["Backend", "BackendError", "CollectorGone", "Listener", "RunRequest", "WorkerEnd"]
 

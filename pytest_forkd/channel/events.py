@@ -7,7 +7,7 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
 ``logfinish``      ``[nodeid, location]``, or nothing where both are those of ``start``
 ``passed``         ``[when, duration, start, stop, keywords]``: a report of the running item, see
-                   :mod:`pytest_forkd.channel.passed`; no keywords where they are as before
+                   :mod:`pytest_forkd.channel.short_reports`; no keywords where they are as before
 ``report``         ``[data]``: a test report, see :mod:`pytest_forkd.channel.packing`
 ``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
                    time counts waiting and shared fixtures; ``phases`` are those of set-up, call

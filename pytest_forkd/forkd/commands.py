@@ -50,13 +50,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from pytest_forkd.doctor import show
+    from pytest_forkd.console.checks import show
 
     if options.backend == "qemu":
-        from pytest_forkd.qemu import diagnosis
+        from pytest_forkd.qemu import doctor as diagnosis
 
         return show(diagnosis.examine())
-    from pytest_forkd.forkd.diagnosis import Question, examine
+    from pytest_forkd.forkd.doctor import Question, examine
 
     return show(
         examine(

@@ -23,7 +23,7 @@ from typing import Any
 from pytest_forkd import __version__
 from pytest_forkd.forkd.answers import TAG
 from pytest_forkd.forkd.errors import ForkdError
-from pytest_forkd.snapshots.plan import Plan, own_packages
+from pytest_forkd.parent.plan import Plan, own_packages
 from pytest_forkd.sync.dependencies import dependency_files
 
 tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")

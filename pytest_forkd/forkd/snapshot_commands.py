@@ -70,8 +70,8 @@ def add_snapshot_commands(commands: Any) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from pytest_forkd.console.tables import duration, print_table
     from pytest_forkd.forkd.built import BuiltSnapshots
-    from pytest_forkd.tables import duration, print_table
 
     known = {each.tag: each for each in BuiltSnapshots().all()}
     rows, failed = [], False

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest_forkd
-from pytest_forkd import frozen
 from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
 from pytest_forkd.guest.disk import prepare_disk
 from pytest_forkd.guest.nursery import Connection, GuestNursery
@@ -25,9 +24,10 @@ from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
 from pytest_forkd.guest.virtio import VirtioPort, find_port
 from pytest_forkd.parent import processes
-from pytest_forkd.parent.preloading import Preloaded, Unsafe, preload
+from pytest_forkd.parent.imports.preloading import Preloaded, Unsafe, preload
+from pytest_forkd.parent.plan import Plan
 from pytest_forkd.parent.server import start_anew
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.runtime import frozen_gc as frozen
 
 __all__ = ["main"]
 
@@ -181,7 +181,7 @@ class _Guest:
         me = os.getpid()
         try:
             connection.take_stderr()
-            from pytest_forkd.parent.collector import run_collector
+            from pytest_forkd.parent.worker.collector import run_collector
 
             problem = self.move_in(request)
             if problem is not None:

@@ -17,7 +17,7 @@ from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.resources import CrowdWatch, Resources
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from pytest_forkd.guest.virtio import VirtioPort
-from pytest_forkd.parent.nursery import Birth, Nursery
+from pytest_forkd.parent.worker.nursery import Birth, Nursery
 
 __all__ = ["Connection", "GuestNursery"]
 

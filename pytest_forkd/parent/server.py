@@ -11,13 +11,13 @@ controller, or the ``pytest-forkd`` command. Requests, each a frame with one key
   standard error; answered by ``forked`` and, when the collector ends, ``exited``;
 * ``learn``: modules that the suite's collection has imported, to be imported once nobody waits;
 * ``release``: end what this controller has started; answered when nothing of it is left;
-* ``status`` and ``stop``: see :mod:`pytest_forkd.cli`.
+* ``status`` and ``stop``: see :mod:`pytest_forkd.commands.main`.
 
 The parent does nothing else: the less it does, the longer it stays clean. One that belongs to a
 single run ends, with everything that descends from it, when the controller closes its connection,
 and also, on Linux, when the controller dies. One that is kept ends when
-:class:`~pytest_forkd.parent.keeping.Keeping` says so; what a controller that died has left is ended
-at once.
+:class:`~pytest_forkd.parent.kept.keeping.Keeping` says so; what a controller that died has left is
+ended at once.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from pytest_forkd import frozen
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
-from pytest_forkd.parent.keeping import CHECK_INTERVAL, Keeping
-from pytest_forkd.parent.preload import third_party_packages
-from pytest_forkd.parent.preloading import (
+from pytest_forkd.parent.imports.candidates import third_party_packages
+from pytest_forkd.parent.imports.preloading import (
     Preloaded,
     Unsafe,
     environ_changes,
     learn,
     preload,
 )
-from pytest_forkd.parent.stamps import Stamps, process_start
-from pytest_forkd.snapshots.entries import Place
-from pytest_forkd.snapshots.plan import Plan
+from pytest_forkd.parent.imports.stamps import Stamps, process_start
+from pytest_forkd.parent.kept.entries import Place
+from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL, Keeping
+from pytest_forkd.parent.plan import Plan
+from pytest_forkd.runtime import frozen_gc as frozen
 
 __all__ = ["main", "start_anew"]
 
@@ -380,7 +380,7 @@ class _Parent:
                 # the controller has set something else since.
                 if environ.get(name) == before:
                     environ[name] = after
-            from pytest_forkd.parent.collector import run_collector
+            from pytest_forkd.parent.worker.collector import run_collector
 
             channel = FrameSocket(socket.socket(fileno=connection))
             status = run_collector(channel, request, files=files)

@@ -19,11 +19,11 @@ from typing import Any
 
 from pytest_forkd import __version__
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.parent.fingerprint import installed
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.kernel import MODULES, Kernel, busybox, module_files
 from pytest_forkd.qemu.store import Entry, Store, stamps
 from pytest_forkd.qemu.tree import Contents, contents, plant
-from pytest_forkd.snapshots.fingerprint import installed
 
 __all__ = [
     "BOOTED_MARK",

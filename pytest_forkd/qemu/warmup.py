@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.parent.plan import Plan
 from pytest_forkd.qemu.accelerator import (
     Accelerator,
     find_accelerator,
@@ -27,7 +28,6 @@ from pytest_forkd.qemu.image import BOOTED_MARK, INITRD, ROOT_IMAGE, Progress, b
 from pytest_forkd.qemu.kernel import Kernel, find_kernel
 from pytest_forkd.qemu.store import Entry, Store, stamps
 from pytest_forkd.qemu.vm import CHANNEL_PORT, Hardware, Snapshot, VirtualMachine
-from pytest_forkd.snapshots.plan import Plan
 
 __all__ = [
     "DEFAULT_MEMORY",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.parent.tripwires import EnvironTripwire, WorkerInput
+from pytest_forkd.parent.watch.tripwires import EnvironTripwire, WorkerInput
 from tests.unit import property_based
 
 WHETHER = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_forkd.durations import Durations
+from pytest_forkd.scheduling.durations import Durations
 
 SECONDS = st.floats(0, 1e6)
 IDS = st.lists(

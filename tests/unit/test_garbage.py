@@ -9,7 +9,7 @@ import sys
 import pytest
 from _pytest import unraisableexception
 
-from pytest_forkd import garbage
+from pytest_forkd.runtime import gc_tuning as garbage
 
 
 @pytest.mark.skipif(
@@ -68,7 +68,7 @@ def test_what_the_terminal_has_kept_is_there_until_the_process_ends() -> None:
     """A program that has called ``pytest.main()`` may look at it."""
     program = """
 import atexit
-from pytest_forkd.garbage import without_reports_at_exit
+from pytest_forkd.runtime.gc_tuning import without_reports_at_exit
 
 class Reporter:
     def __init__(self):

@@ -18,7 +18,7 @@ from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES, check_json
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.messages import names_of_events
 from pytest_forkd.channel.packing import pack_report
-from pytest_forkd.inbox import Inbox
+from pytest_forkd.controller.worker_events import Inbox
 from tests.unit.test_frames import json_values
 from tests.unit.test_passed import passed_report
 
@@ -33,7 +33,7 @@ class Node:
     def __new__(cls) -> Any:
         import collections
 
-        from pytest_forkd.nodes import ForkdWorkerController
+        from pytest_forkd.controller.nodes import ForkdWorkerController
 
         node: Any = ForkdWorkerController.__new__(ForkdWorkerController)
         node.__dict__.update(

@@ -14,12 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_forkd import __version__
-from pytest_forkd.backends import hosts as hosts_module
-from pytest_forkd.backends import machine as machine_module
-from pytest_forkd.backends import pulse as pulse_module
 from pytest_forkd.backends.base import BackendError, RunRequest, WorkerEnd
-from pytest_forkd.backends.machine import MachineError
-from pytest_forkd.backends.machines import Host, MachinesBackend, Place
 from pytest_forkd.channel.exchange import Answer, Request
 from pytest_forkd.channel.exec_stream import ExecStream, StreamError
 from pytest_forkd.channel.frames import MAX_FRAME_BYTES
@@ -35,6 +30,11 @@ from pytest_forkd.channel.mux import (
     data_frames,
     parse_control,
 )
+from pytest_forkd.machines import host as hosts_module
+from pytest_forkd.machines import machine as machine_module
+from pytest_forkd.machines import pulse as pulse_module
+from pytest_forkd.machines.backend import Host, MachinesBackend, Place
+from pytest_forkd.machines.machine import MachineError
 from tests.unit import no_longer_than
 
 HELLO = {
@@ -664,7 +664,7 @@ def test_the_request_that_guests_get() -> None:
     """No secret, and nothing of this interpreter."""
     import sys
 
-    from pytest_forkd.backends.guest_request import for_guests
+    from pytest_forkd.machines.guest_environment import for_guests
 
     environ = {"FORKD_TOKEN": "t", "HOME": "/h", "TZ": "UTC", "PYTEST_ADDOPTS": "-x", "MY_A": "1"}
     path = ["/project/src", *sys.path, "/project"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_forkd.channel.events import encode_batch, unpack_report
 from pytest_forkd.channel.packing import pack_report
-from pytest_forkd.channel.passed import PHASES, PassedReports, PytestAlone, as_passed
+from pytest_forkd.channel.short_reports import PHASES, PassedReports, PytestAlone, as_passed
 from tests.unit import property_based
 
 texts = st.text(max_size=10)

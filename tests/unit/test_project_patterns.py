@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_forkd.backends.project import Project, SyncSettings
+from pytest_forkd.machines.working_tree import Project, SyncSettings
 
 
 def test_patterns_are_relative_to_the_suite(

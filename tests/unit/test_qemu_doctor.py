@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_forkd import cli
-from pytest_forkd.qemu import diagnosis
+from pytest_forkd.commands import main as cli
+from pytest_forkd.qemu import doctor as diagnosis
 from pytest_forkd.qemu.accelerator import Accelerator
 from pytest_forkd.qemu.kernel import Kernel
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd import cli
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.commands import main as cli
 from pytest_forkd.qemu.store import Entry, Store
 from tests.unit import in_a_fork, no_longer_than
 

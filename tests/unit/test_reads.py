@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.parent.reads import Reads
+from pytest_forkd.parent.imports.reads import Reads
 
 FUNCTIONS = [
     (builtins, "open"),

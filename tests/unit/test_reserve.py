@@ -9,8 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.reserve import CALL_AFTER, PATIENCE, WORTH_A_WORKER, Reserve, workers_worth
 from pytest_forkd.scheduling import Estimates
+from pytest_forkd.scheduling.reserve import (
+    CALL_AFTER,
+    PATIENCE,
+    WORTH_A_WORKER,
+    Reserve,
+    workers_worth,
+)
 from tests.unit import property_based
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.channel.events import pack_object, unpack_object
-from pytest_forkd.parent.warned import take_apart
-from pytest_forkd.safewarnings import rebuild_warning
+from pytest_forkd.controller.received_warnings import rebuild_warning
+from pytest_forkd.parent.worker.warned import take_apart
 from tests.unit import property_based
 from tests.unit.test_events import builtins as plain_values
 from tests.unit.test_events import texts

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.parent.seeds import SeedWatch
+from pytest_forkd.parent.watch.seeds import SeedWatch
 from tests.unit import property_based
 
 

@@ -23,7 +23,7 @@ from pytest_forkd.channel.events import (
 )
 from pytest_forkd.channel.packing import pack_report, pack_somehow, sendable_event
 from pytest_forkd.channel.sendable import MAX_DEPTH, as_builtins, as_json
-from pytest_forkd.parent.warned import take_apart
+from pytest_forkd.parent.worker.warned import take_apart
 from tests.unit import property_based
 from tests.unit.test_events import builtins, hashables, reports, shape
 

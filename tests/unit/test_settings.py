@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.settings import parse_workers
-from pytest_forkd.warm import Modules, WarmMemory, finding_line
+from pytest_forkd.controller.settings import parse_workers
+from pytest_forkd.controller.suite_memory import Modules, WarmMemory, finding_line
 from tests.unit import property_based
 from tests.unit.test_frames import json_values
 

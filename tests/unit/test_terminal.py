@@ -13,7 +13,7 @@ from _pytest._io import TerminalWriter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.terminal import LATENCY, BatchedFile, batched_terminal
+from pytest_forkd.controller.batched_terminal import LATENCY, BatchedFile, batched_terminal
 from tests.unit import property_based
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.parent.findings import Finding, caller_outside, is_installed, place_of
-from pytest_forkd.parent.tripwires import EnvironTripwire, WorkerInput
+from pytest_forkd.parent.watch.findings import Finding, caller_outside, is_installed, place_of
+from pytest_forkd.parent.watch.tripwires import EnvironTripwire, WorkerInput
 from tests.unit import property_based
 
 keys = st.sampled_from(["workerid", "workercount", "testrunuid", "database", "port"])

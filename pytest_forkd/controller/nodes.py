@@ -1,0 +1,425 @@
+"""xdist's node manager and worker controller, over clones that a backend makes."""
+
+from __future__ import annotations
+
+import collections
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import execnet
+import pytest
+from xdist.workermanage import Marker, NodeManager, WorkerController
+
+from pytest_forkd.backends.base import Backend, BackendError, CollectorGone, RunRequest, WorkerEnd
+from pytest_forkd.channel.bounds import line
+from pytest_forkd.channel.claims import Claims, claims_file
+from pytest_forkd.channel.events import pack_object
+from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.short_reports import PassedItem
+from pytest_forkd.channel.wire import CHANNEL_ID
+from pytest_forkd.controller.early_imports import EarlyImports
+from pytest_forkd.controller.run_request import make_request
+
+__all__ = ["ForkdNodeManager", "ForkdWorkerController"]
+
+
+class ForkdWorkerController(WorkerController):
+    """The controller's view of one worker.
+
+    Life cycle: made when the run is set up, and configured by ``pytest_configure_node``; spawned
+    once the collection is known; then its messages become events of the session, until it has
+    finished or its process has ended.
+    """
+
+    nodemanager: ForkdNodeManager
+    gateway: CloneGateway
+
+    def __init__(
+        self,
+        nodemanager: ForkdNodeManager,
+        gateway: CloneGateway,
+        config: pytest.Config,
+        events: EventQueue,
+        theirs: socket.socket,
+    ) -> None:
+        super().__init__(nodemanager, gateway, config, events.put)
+        self._theirs: socket.socket | None = theirs
+        self._claims: Claims | None = None
+        #: Items that were taken back by claiming them, and those of them that it has got again,
+        #: which it has without a claim.
+        self._taken: set[int] = set()
+        self._regained: set[int] = set()
+        #: The worker's base temporary directory, below the controller's.
+        self.basetemp: str | None = None
+        #: The ids of its items; the same list for all workers that share a collection.
+        self.ids: list[str] | None = None
+        #: How many internal errors its session has had.
+        self.internal_errors = 0
+        #: The first ids of its items, where they come in parts.
+        self.collected: list[str] = []
+        #: The indices of the items that it has begun, and of those that it may begin.
+        self.begun: set[int] = set()
+        self.given: dict[int, None] = {}
+        #: What was asked back of those, in messages that it has not answered.
+        self.asked_back: collections.deque[frozenset[int]] = collections.deque()
+        #: When its session began, by ``time.monotonic()``.
+        self.ready_at: float | None = None
+        #: How many events it has sent since it has begun a test, and how many bytes.
+        self.chatter = 0
+        self.heard = 0
+        #: Index and location of the item that is running, as far as the worker has told.
+        self.running: int | None = None
+        self.location: Any = None
+        #: Index of the item that is running or ran last.
+        self.latest: int | None = None
+        #: What is to be told once the running item has ended, and the last of its reports.
+        self.held: list[Callable[[], None]] = []
+        self.last_report: pytest.TestReport | None = None
+        #: What makes the reports of the running item that come in their short form.
+        self.passed: PassedItem | None = None
+        #: What a replacement that collects for itself has told of itself.
+        self.ready: dict[str, Any] | None = None
+        #: How the process ended, once it has.
+        self.end: WorkerEnd | None = None
+        #: ``(kind, message, returncode)`` if the worker's session was interrupted.
+        self.interruption: tuple[str, str, int | None] | None = None
+        #: What its machine has no more of; its session ends early then, and another one goes on.
+        self.exhausted: str | None = None
+        #: Whether nothing more that it says counts; what one that has died has said does.
+        self.given_up = False
+        gateway.on_protocol_error = self.broke_stream
+        gateway.on_deaf = self.is_deaf
+
+    @property
+    def spawned(self) -> bool:
+        """Whether the backend has been asked for the process."""
+        return self._theirs is None
+
+    @property
+    def down(self) -> bool:
+        """Whether the worker has finished or died."""
+        return self._down
+
+    def setup(self) -> None:
+        """Let plugins configure the node; the process comes later, see :meth:`spawn`."""
+        self.log("setting up worker session")
+        factory = getattr(self.config, "_tmp_path_factory", None)
+        if factory is not None:
+            self.basetemp = str(factory.getbasetemp() / f"popen-{self.gateway.id}")
+        self.config.hook.pytest_configure_node(node=self)
+        self.channel = self.gateway.newchannel()
+        if self.channel.id != CHANNEL_ID:
+            raise RuntimeError(f"a plugin has opened a channel on {self.gateway!r}")
+        self.channel.setcallback(self.process_from_remote, endmarker=Marker.END)
+        self.gateway.on_message = self.received
+
+    def packed_workerinput(self) -> str:
+        """The node's ``workerinput``, ready to be sent.
+
+        :raises pytest.UsageError: if a plugin put in what is no builtin; execnet could not send it
+            either.
+        """
+        try:
+            return pack_object(self.workerinput)
+        except execnet.DumpError as exc:
+            raise pytest.UsageError(
+                f"pytest_configure_node: cannot send the workerinput of {self.gateway.id}: {exc}\n"
+                "Only builtins can be sent to a worker: str, int, list, dict and the like."
+            ) from exc
+
+    def spawn(self, backend: Backend) -> None:
+        """Ask for the process.
+
+        :raises CollectorGone: to be asked again once there is another collector.
+        :raises BackendError: if there is not going to be a process.
+        """
+        assert self._theirs is not None
+        if self._claims is None:
+            self._claims = Claims(claims_file())
+        theirs, self._theirs = self._theirs, None
+        try:
+            backend.spawn(
+                self.gateway.id,
+                self.packed_workerinput(),
+                self.basetemp,
+                theirs,
+                self._claims.fd,
+            )
+        except CollectorGone:
+            self._theirs = theirs  # for the next one
+            raise
+        finally:
+            if self._theirs is None:
+                theirs.close()
+
+    def discard(self) -> None:
+        """Let go of a node that will have no process, or whose process is gone."""
+        self._down = True
+        self.gateway.close()
+        if self._theirs is not None:
+            self._theirs.close()
+            self._theirs = None
+        if self._claims is not None:
+            self._claims.close()
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def sendcommand(self, name: str, **kwargs: object) -> None:
+        """Send a command, as JSON; a worker that has gone is told nothing.
+
+        Its end is an event of its own, which also gives back what it had been sent.
+        """
+        if self._down or self.end is not None:
+            return
+        self.log("sending command", name, kwargs)
+        payload = json.dumps([name, kwargs], separators=(",", ":")).encode("ascii")
+        try:
+            self.channel.send(payload)
+        except OSError:
+            self.log("the worker has gone")
+
+    def send_runtest_some(self, indices: Any) -> None:
+        """Queue the items at ``indices``."""
+        if self._claims is not None:
+            again = [index for index in indices if index in self._taken]
+            if again:
+                # They may still stand in the worker's queue, and must not be run twice.
+                self.sendcommand("regain", indices=again)
+                self._taken.difference_update(again)
+                self._regained.update(again)
+        self.given.update(dict.fromkeys(indices))
+        super().send_runtest_some(list(indices))
+
+    def send_runtest_all(self) -> None:
+        """Queue all items."""
+        self.given.update(dict.fromkeys(range(len(self.ids or ()))))
+        super().send_runtest_all()
+
+    def send_steal(self, indices: Any) -> None:
+        """Take back what the worker has not begun of ``indices``.
+
+        On the same host that needs no answer: who locks the item's byte first has it.
+        """
+        if (
+            self._claims is None
+            or not self.nodemanager.backend.shares_files
+            or not self._regained.isdisjoint(indices)
+        ):
+            self.asked_back.append(frozenset(indices))
+            super().send_steal(list(indices))
+            return
+        # What the worker has told, but nobody has read yet, comes before what is taken now;
+        # otherwise a scheduler that gets nothing would ask again for ever.
+        self.nodemanager.events.poll(0)
+        if self._down or self.end is not None:
+            return  # its end, which is on its way to the scheduler, gives back all that it had
+        taken = [index for index in indices if self._claims.claim(index)]
+        # A worker's claims vanish when it dies. What it had begun by then it had told before, so
+        # that is read now, and the session takes no test back that stands in it.
+        self.gateway.drain()
+        self._taken.update(taken)
+        self.notify_inproc("unscheduled", node=self, indices=taken)
+
+    # -- what comes back -----------------------------------------------------------------------
+
+    def received(self, payload: bytes) -> None:
+        """Hand a message to the session; it is decoded there."""
+        # Not notify_inproc(), which would format the message for a log that nobody keeps.
+        self.putevent(("batch", {"node": self, "payload": payload}))
+
+    def process_from_remote(self, eventcall: Any) -> None:
+        """Note the end of the channel, the only thing that execnet's own machinery brings."""
+        if eventcall is Marker.END:
+            self.log("channel closed")  # how it ended is told by the backend
+        else:
+            self.broke_stream(f"a {type(eventcall).__name__} instead of a message")
+
+    def finished(self, workeroutput: dict[str, Any]) -> None:
+        """The worker's session has ended in good order."""
+        self._down = True
+        self.workeroutput = workeroutput
+        self.notify_inproc("workerfinished", node=self)
+
+    def exited(self, end: WorkerEnd) -> None:
+        """The worker's process has ended: take what it has still sent, then say so."""
+        if self.end is not None:
+            return
+        self.gateway.drain()
+        self.end = end
+        self.notify_inproc("exited", node=self)
+
+    def broke_protocol(self, reason: str) -> None:
+        """The worker sent what no worker of ours would send: end it, touch nothing else.
+
+        What it has sent since does not count.
+        """
+        self.given_up = True
+        self.broke_stream(reason)
+
+    def broke_stream(self, reason: str) -> None:
+        """Its next message can't be read; those before it, which still count, may tell what ran."""
+        self._give_up(f"it sent a bad message ({line(reason)})")
+
+    def is_deaf(self, reason: str) -> None:
+        """The worker does not read what it is sent: end it, since it would miss what comes next."""
+        self._give_up(reason)
+
+    def _give_up(self, reason: str) -> None:
+        if self.end is None:
+            self.gateway.stop_reading()
+            self.end = WorkerEnd(f"it was ended because {reason}")
+            self.nodemanager.backend.signal(self.gateway.id, signal.SIGKILL)
+            self.notify_inproc("exited", node=self)
+
+
+class ForkdNodeManager(NodeManager):
+    """Makes nodes over a backend instead of over execnet's own gateways.
+
+    :param config: the controller's configuration.
+    :param backend: started, and closed by :meth:`teardown_nodes`.
+    :param testrunuid: of this run.
+    """
+
+    def __init__(self, config: pytest.Config, backend: Backend, testrunuid: str) -> None:
+        super().__init__(config)
+        self.testrunuid = testrunuid
+        self.backend = backend
+        self.events = EventQueue()
+        self.nodes: dict[str, ForkdWorkerController] = {}
+        #: Whether there is a collector that forks workers.
+        self.warm = False
+        #: Nodes that were made in the place of others while there was none.
+        self._waiting: dict[ForkdWorkerController, None] = {}
+
+    def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
+        """Make a node; its process is spawned at once if there is a collector to fork it."""
+        ours, theirs = socket.socketpair()
+        io = SocketIO(ours, self.group.execmodel)
+        gateway = CloneGateway(io, spec, self.events, self.backend.rinfo())
+        self.group._register(gateway)
+        self.config.hook.pytest_xdist_newgateway(gateway=gateway)
+        node = ForkdWorkerController(self, gateway, self.config, self.events, theirs)
+        gateway.node = node  # type: ignore[attr-defined]
+        self.nodes[gateway.id] = node
+        node.setup()
+        if self.warm:
+            self.spawn(node)
+        return node
+
+    def spawn(self, node: ForkdWorkerController) -> None:
+        """Have a node's process made; if that fails, the node has died."""
+        try:
+            node.spawn(self.backend)
+        except CollectorGone:
+            # Its loss is told in a moment, and another one makes the process.
+            self.warm = False
+            self._waiting[node] = None
+        except BackendError as exc:
+            node.exited(WorkerEnd(str(exc)))
+
+    def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
+        """The collector is ready: have these nodes' processes made, and those of later ones.
+
+        So are those of nodes that have taken another's place while there was no collector: the run
+        would wait for them for ever.
+        """
+        self.warm = True
+        waiting, self._waiting = self._waiting, {}
+        for node in [*nodes, *waiting]:
+            self.spawn(node)
+
+    def replaced(self, node: ForkdWorkerController) -> None:
+        """A node has taken another's place; its process is made once there is a collector."""
+        if not node.spawned:
+            self._waiting[node] = None
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are nodes that wait for a collector."""
+        return bool(self._waiting)
+
+    def request(
+        self, warm: str, level: str, early: EarlyImports, deadly: dict[str, dict[str, Any]]
+    ) -> RunRequest:
+        """What the collector has to know about this run; see :class:`RunRequest`."""
+        modules, rewriting = early.modules, early.rewriting()
+        nodes = list(self.nodes.values())
+        request = make_request(self.config, nodes[0].workerinput)
+        request.nodes = [node.packed_workerinput() for node in nodes]
+        request.basetemp = nodes[0].basetemp
+        request.warm, request.level, request.deadly = warm, level, deadly
+        request.modules, request.scan, request.exclude = (
+            modules.names,
+            not modules.complete,
+            early.plan.exclude,
+        )
+        request.skip = early.plan.skip
+        request.rewriting = None if rewriting is None else asdict(rewriting)
+        request.testpaths = [str(path) for path in self.config.getini("testpaths")]
+        return request
+
+    def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
+        """The collector has died: no node can be spawned until there is another.
+
+        :returns: the nodes that it takes along, once everything they sent has been read.
+        """
+        self.warm = False
+        nodes = [node for node in self.nodes.values() if node.spawned and not node.down]
+        deadline = time.monotonic() + 1.0
+        for node in nodes:
+            # They die a moment after it, and may report until then.
+            while not node.gateway.drain() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            if node.end is None:  # else it died before, for a reason of its own
+                node.end = WorkerEnd(reason)
+        return nodes
+
+    def kill_workers(self) -> None:
+        """End all workers, for others to take their places."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                self.backend.signal(node.gateway.id, signal.SIGKILL)
+
+    def expect_end(self) -> None:
+        """Have the collector leave while there is something else to do, if its workers have."""
+        if self.warm and all(node.down for node in self.nodes.values() if node.spawned):
+            self.backend.ask_to_end()
+
+    def teardown_nodes(self) -> None:
+        """End every worker, then the collector and the parent.
+
+        Workers that are still in a session, because the controller's was interrupted, are
+        interrupted, too, so that their fixtures are torn down. A second Ctrl-C ends all at once.
+        """
+        try:
+            if self.warm:
+                self._interrupt_workers()
+                self.backend.end_run(self.EXIT_TIMEOUT)
+            else:
+                self.backend.interrupt()
+        except KeyboardInterrupt:
+            pass  # asked twice: close() kills whatever is left
+        finally:
+            self.backend.close()
+            for node in self.nodes.values():
+                node.discard()
+                # execnet would start a thread for each gateway to wait for its process.
+                if node.gateway in self.group:
+                    self.group._unregister(node.gateway)
+            self.group._gateways_to_join.clear()
+            self.events.close()
+
+    def _interrupt_workers(self) -> None:
+        """Interrupt every worker whose session goes on; Ctrl-C reaches the controller only."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                if node.ids is None:
+                    # While it collects, pytest 8.0 takes the interruption for a module's error;
+                    # the worker would wait for tests to run. It has none that this would start.
+                    node.shutdown()
+                self.backend.signal(node.gateway.id, signal.SIGINT)

@@ -1,0 +1,47 @@
+"""What a collector is told of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from pytest_forkd.backends.base import RunRequest
+from pytest_forkd.controller.settings import Settings, guess_workers
+
+__all__ = ["early_request", "make_request"]
+
+_ROLE = ("workerid", "workercount", "testrunuid")
+
+
+def make_request(config: pytest.Config, role: dict[str, Any]) -> RunRequest:
+    """A request for a collector, less what the nodes add to it.
+
+    :param role: the first node's ``workerinput``.
+    """
+    from xdist.plugin import _sys_path
+
+    return RunRequest(
+        args=[str(arg) for arg in config.invocation_params.args or ()],
+        cwd=os.fspath(config.invocation_params.dir),
+        environ=dict(os.environ),
+        sys_path=list(_sys_path),
+        mainargv=list(sys.argv),
+        sigint=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
+        role={name: role[name] for name in _ROLE},
+        warm="",
+        level="collection",
+    )
+
+
+def early_request(config: pytest.Config, namespace: Any, settings: Settings) -> RunRequest:
+    """What the request of this run will be, as far as that shows before conftests are loaded."""
+    role = {
+        "workerid": "gw0",
+        "workercount": guess_workers(settings, namespace),
+        "testrunuid": settings.testrunuid,
+    }
+    return make_request(config, role)

@@ -1,0 +1,196 @@
+"""What is remembered of a suite: whether it can share one collection, and why not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pytest_forkd.config.cache import QuietCache
+
+__all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
+
+_UNSUITABLE = "forkd/unsuitable"
+#: Sets of plugins and arguments of which a finding is remembered, the last ones first.
+_MOST_UNSUITABLE = 8
+_SECONDS = "forkd/collection-seconds"
+MODULES_KEY = "forkd/modules"
+
+
+@dataclass
+class Modules:
+    """Which third-party modules a suite imports.
+
+    :ivar names: in the order of their import.
+    :ivar complete: whether the collection that imported them came to its end.
+    :ivar skip: top-level packages that cannot be imported early, and why.
+    """
+
+    names: list[str] = field(default_factory=list)
+    complete: bool = False
+    skip: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, stored: object) -> Modules:
+        """What :meth:`to_json` made; nothing is known if it is anything else."""
+        if not isinstance(stored, dict) or not isinstance(stored.get("modules"), list):
+            return cls()
+        skip = stored.get("skip")
+        return cls(
+            [name for name in stored["modules"] if isinstance(name, str)],
+            bool(stored.get("complete")),
+            {str(k): str(v) for k, v in skip.items()} if isinstance(skip, dict) else {},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """To be stored as JSON."""
+        return {"modules": self.names, "complete": self.complete, "skip": self.skip}
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What is known of a suite.
+
+    :ivar level: the warm level to try: ``collection`` or ``imports``.
+    :ivar modules: third-party modules that it is known to import.
+    :ivar finding: why its workers have to collect for themselves, if that is known.
+    """
+
+    level: str
+    modules: Modules
+    finding: dict[str, Any] | None = None
+
+
+class WarmMemory:
+    """Kept in pytest's cache, so that ``--cache-clear`` forgets it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._cache = QuietCache(config)
+        self._plugins = active_plugins(config)
+
+    def recall(self, warm: str, worth_sharing: float = 0.0) -> Recalled:
+        """What to try.
+
+        :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
+        :param worth_sharing: a collection that took less than so many seconds is not shared.
+        """
+        modules = Modules.from_json(self._cache.get(MODULES_KEY))
+        if warm != "auto":
+            return Recalled(warm, modules)
+        for known in self._unsuitable():
+            if self._same_run(known) and self._holds(known):
+                return Recalled("imports", modules, finding=known["findings"][0])
+        seconds = self._cache.get(_SECONDS)
+        if isinstance(seconds, float) and seconds < worth_sharing:
+            return Recalled("imports", modules)
+        return Recalled("collection", modules)
+
+    def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
+        """Note why this suite's workers have to collect for themselves.
+
+        It holds for the same arguments and plugins, until one of the project's files, of those that
+        were loaded, or the ini file changes.
+
+        :param files: the project's files.
+        """
+        if self._config.inipath is not None:
+            files = [*files, str(self._config.inipath)]
+        known = {
+            "args": [str(arg) for arg in self._config.args],
+            "plugins": self._plugins,
+            "findings": findings,
+            "files": {path: _stamp(path) for path in files},
+        }
+        others = [each for each in self._unsuitable() if not self._same_run(each)]
+        self._cache.set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
+
+    def remember_seconds(self, seconds: float) -> None:
+        """Note what a collection took."""
+        self._cache.set(_SECONDS, round(float(seconds), 3))
+
+    def remember_modules(self, modules: Modules) -> None:
+        """Note which third-party modules the suite imports."""
+        stored = modules.to_json()
+        if stored != self._cache.get(MODULES_KEY):
+            self._cache.set(MODULES_KEY, stored)
+
+    def _unsuitable(self) -> list[dict[str, Any]]:
+        known = self._cache.get(_UNSUITABLE)
+        return [each for each in known if isinstance(each, dict)] if isinstance(known, list) else []
+
+    def _same_run(self, known: dict[str, Any]) -> bool:
+        args = [str(arg) for arg in self._config.args]
+        return known.get("args") == args and known.get("plugins") == self._plugins
+
+    def _holds(self, known: dict[str, Any]) -> bool:
+        files = known.get("files")
+        if not isinstance(files, dict):
+            return False
+        findings = known.get("findings")
+        if not isinstance(findings, list) or not findings or not _is_finding(findings[0]):
+            return False
+        return all(_stamp(path) == stamp for path, stamp in files.items())
+
+
+def active_plugins(config: pytest.Config) -> list[str]:
+    """The plugins that are loaded, with what changes when their version does, and Python's.
+
+    Conftests and built-in plugins are left out: they belong to the project's files and to pytest.
+    """
+    manager = config.pluginmanager
+    found = {sys.version.split()[0], f"pytest {pytest.__version__}"}
+    for _plugin, distribution in manager.list_plugin_distinfo():
+        # The directory's name holds the version, and costs less than reading the metadata.
+        folder = getattr(distribution._dist, "_path", None)
+        found.add(os.path.basename(folder) if folder else f"{distribution.project_name}")
+    for _name, plugin in manager.list_name_plugin():
+        path = getattr(plugin, "__file__", None)
+        if not isinstance(plugin, ModuleType) or not path or plugin.__name__.startswith("_pytest."):
+            continue
+        if os.path.basename(path) != "conftest.py":
+            found.add(f"{plugin.__name__} {_stamp(path)}")
+    return sorted(found)
+
+
+def _is_finding(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("what"), str)
+        and isinstance(value.get("path"), (str, type(None)))
+        and isinstance(value.get("lineno"), int)
+    )
+
+
+def _stamp(path: str) -> list[int] | None:
+    """What changes when a file does: its time (ns) and size; ``None`` if there is none."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return [stat.st_mtime_ns, stat.st_size]
+
+
+def finding_line(finding: dict[str, Any], config: pytest.Config) -> str:
+    """A finding in one line, with the file and line that caused it if they are known."""
+    path = finding["path"]
+    if not path:
+        return str(finding["what"])
+    with contextlib.suppress(ValueError):
+        path = os.path.relpath(path, config.invocation_params.dir)
+    place = f"{path}:{finding['lineno']}" if finding["lineno"] else path
+    return f"{finding['what']} ({place})"
+
+
+def warn_about(
+    findings: list[dict[str, Any]], config: pytest.Config, warn: Callable[[str], object]
+) -> None:
+    """Turn what speaks against a forced ``--forkd-warm=collection`` into warnings."""
+    for finding in findings:
+        warn(f"workers share one collection, but {finding_line(finding, config)}")

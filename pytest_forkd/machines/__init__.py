@@ -1,0 +1,1 @@
+"""What backends whose workers are virtual machines have in common."""

@@ -1,0 +1,412 @@
+"""Workers in machines: what backends whose clones are virtual machines have in common.
+
+Each worker has a machine of its own. The parent in it (:mod:`pytest_forkd.guest`) becomes the
+collector, and forks the worker; :class:`~pytest_forkd.machines.machine.Machine` carries its
+channel. At warm level ``imports`` all machines are clones of the snapshot, and each collects for
+itself. At level ``collection`` one machine collects, is made a snapshot of (branched), and the
+workers' machines are clones of that. Where there are several hosts, one machine on each collects.
+
+Machines work in threads; what they have to say is queued, and handled in the controller's main
+loop, as is everything else here unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import abc
+import collections
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
+from pytest_forkd.backends.process.parents import describe_exit
+from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.machines import host as hosts
+from pytest_forkd.machines.fleet import CLOSE_LIMIT, Fleet
+from pytest_forkd.machines.guest_environment import for_guests
+from pytest_forkd.machines.guest_messages import ANSWERS
+from pytest_forkd.machines.host import Entry, Host, Place
+from pytest_forkd.machines.working_tree import Project
+
+__all__ = ["Host", "MachinesBackend", "Place"]
+
+#: Machines that may fail while they are set up, beyond one for each worker.
+_SPARE_FAILURES = 3
+
+
+@dataclass
+class _Order:
+    """A worker that is to have a machine."""
+
+    worker: str
+    message: dict[str, Any]
+    channel: socket.socket
+
+
+class MachinesBackend(Fleet, Backend):
+    """The part that does not depend on what makes the machines.
+
+    :param project: the working tree; ``None`` if a subclass sees to it.
+    """
+
+    shares_files = False
+    trusted = False
+    worth_sharing = 1.0
+
+    def __init__(self, project: Project | None = None) -> None:
+        super().__init__(project)
+        self._events: EventQueue | None = None
+        self._listener: Listener | None = None
+        self._request: RunRequest | None = None
+        self._orders: collections.deque[_Order] = collections.deque()
+        self._answer: dict[str, Any] | None = None
+        self._ending = False
+        self._dealing = False
+
+    # -- for subclasses ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _find_hosts(self) -> list[Host]:
+        """The hosts that can be used; waits for them, with a limit.
+
+        :raises BackendError: if there is none.
+        """
+
+    def start(self) -> None:
+        if self._project is not None:
+            self._project.start()
+
+    # -- what has no parent process to tell of -------------------------------------------------
+
+    def start_collector(self, request: RunRequest) -> None:
+        """Nothing: a guest may have to get the working tree first."""
+
+    def early_imports(self) -> tuple[list[str], dict[str, str]]:
+        return [], {}
+
+    def learn(self, modules: list[str]) -> None:
+        """Nothing: a snapshot does not learn."""
+
+    def rinfo(self) -> dict[str, Any]:
+        return {
+            "executable": sys.executable,
+            "version_info": tuple(sys.version_info),
+            "platform": sys.platform,
+            "cwd": os.getcwd(),
+            "pid": None,
+        }
+
+    # -- the collection ------------------------------------------------------------------------
+
+    def begin(self, request: RunRequest, events: EventQueue, listener: Listener) -> None:
+        self._events, self._listener, self._request = events, listener, request
+        self._mailbox.listen(events)
+        for entry in list(self._entries.values()):
+            self._remove(entry)
+        self._making.clear()
+        self._branches.clear()
+        self._orders.clear()
+        self._hosts = self._find_hosts()
+        self._level, self._answered, self._answer = request.level, False, None
+        self._failures, self._ending = 0, False
+        if self._level == "imports":
+            self._make(len(request.nodes))
+        else:
+            for host in self._hosts:
+                self._make_at(host, 1)
+
+    def _ask_to_collect(self, entry: Entry) -> None:
+        assert self._request is not None
+        entry.stage = "collecting"
+        self._watch(entry, hosts.COLLECT_LIMIT, "what it has collected")
+        entry.machine.post({"collect": for_guests(self._request, self._environ_patterns())})
+
+    def _watch(self, entry: Entry, limit: float, what: str) -> None:
+        """Do without a machine that has not said ``what`` after so many seconds."""
+        reason = f"it has not said within {limit:g} seconds {what}"
+        entry.watch(limit, self._mailbox.post, lambda: self._lost(entry, reason))
+
+    def _environ_patterns(self) -> list[str]:
+        """Patterns of the variables that guests get besides the usual ones."""
+        return []
+
+    def _collected(self, entry: Entry, name: str, value: Any) -> None:
+        """A collector has answered."""
+        entry.unwatch()
+        if name == "warm" and value["level"] == "imports":
+            entry.stage = "idle"
+            self._tell_answer({"warm": value})
+            self._deal_soon()
+            return
+        if name != "warm":
+            entry.ended = True
+            self._remove(entry)
+            if not self._answered:
+                # The others are not waited for: they have the same suite.
+                for other in list(self._entries.values()):
+                    self._remove(other)
+                self._tell_answer({name: value})
+            return
+        if self._answer is not None and self._answer["warm"]["ids"] != value["ids"]:
+            self._drop_host(entry.host, f"{entry.host.name} found different tests")
+            return
+        entry.stage = "branching"
+        self._mailbox.in_thread(
+            lambda: entry.host.branch(entry.place),
+            lambda branch: self._branched(entry, branch),
+            lambda reason: self._lost(entry, reason),
+        )
+        self._tell_answer({"warm": value})
+
+    def _branched(self, entry: Entry, branch: object) -> None:
+        self._branches[id(entry.host)] = branch
+        self._remove(entry)
+        self._deal_soon()
+
+    def _tell_answer(self, answer: dict[str, Any]) -> None:
+        """The session gets one answer to what it asked for, whoever has it first."""
+        if not self._answered:
+            self._answered = True
+            self._answer = answer
+            assert self._listener is not None
+            self._listener.on_collector_message(answer)
+
+    # -- what becomes of machines ----------------------------------------------------------------
+
+    def _is_ready(self, entry: Entry, *, collected: bool) -> None:
+        if collected:
+            entry.stage = "idle"
+            self._deal_soon()
+        else:
+            self._ask_to_collect(entry)
+
+    def _said(self, entry: Entry, name: str, value: Any) -> None:
+        if entry.stage == "gone":
+            return
+        if entry.stage == "collecting" and name in ANSWERS:
+            self._collected(entry, name, value)
+        elif entry.stage == "busy" and name in ("forked", "exit", "fork_failed"):
+            self._worker_said(entry, name, value)
+        elif name == "over":
+            if not entry.ended:
+                self._lost(entry, f"the guest's parent has ended with exit code {value}")
+        else:
+            self._lost(entry, f"it said {name!r}, which nobody had asked for")
+
+    def _lost_worker(self, entry: Entry, reason: str, *, blameless: bool) -> None:
+        assert entry.machine.worker is not None
+        if not entry.ended:
+            end = WorkerEnd(reason, blameless=blameless, abrupt=True)
+            self._end_worker(entry.machine.worker, end)
+
+    def _fail(self, entry: Entry, reason: str) -> None:
+        """No machine can be of use."""
+        if not self._answered and entry.stage != "gone":
+            for each in list(self._entries.values()):
+                self._remove(each)
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        else:
+            self._lost(entry, reason)
+
+    def _could_not_make(self, reason: str, *, collecting: bool = False) -> None:
+        assert self._request is not None
+        if self._closed or self._ending:
+            return
+        limit = len(self._request.nodes) + _SPARE_FAILURES
+        if not self._answered:
+            if self._entries or any(self._making.values()):
+                return  # another one may still answer
+            self._tell_answer(self._no_answer(reason, collecting))
+        elif not self._usable_hosts() and not self._branching():
+            self._no_hosts(reason)
+        elif self._failures > limit:
+            while self._orders:
+                order = self._orders.popleft()
+                order.channel.close()
+                self._end_worker(order.worker, WorkerEnd(f"it was never made: {reason}"))
+        else:
+            self._deal_soon()
+
+    def _no_answer(self, reason: str, collecting: bool) -> dict[str, Any]:
+        """What to tell the session instead of a collection.
+
+        A guest ends with the process that collects in it, so it cannot tell which file was being
+        imported. Workers are children of that process: it tells how they end.
+        """
+        assert self._request is not None
+        if not collecting or self._level != "collection":
+            return {"usage_error": [f"pytest-forkd: {reason}"]}
+        if self._request.warm != "auto":
+            hint = "If a test file ends whoever imports it, --forkd-warm=imports names it."
+            return {"usage_error": [f"pytest-forkd: {reason}\n{hint}"]}
+        finding = {"what": f"the machine that was to collect is lost ({reason})", "path": None}
+        return {
+            "unsuitable": {
+                "findings": [finding],
+                "modules": [],
+                "complete": False,
+                "files": [],
+                "remember": False,
+            }
+        }
+
+    def _no_hosts(self, reason: str) -> None:
+        """No host is left that could make a machine."""
+        for order in self._orders:
+            order.channel.close()
+        self._orders.clear()
+        for entry in list(self._entries.values()):
+            self._remove(entry)
+        if not self._answered:
+            self._tell_answer({"usage_error": [f"pytest-forkd: {reason}"]})
+        elif not self._ending:
+            assert self._listener is not None
+            self._listener.on_collector_lost(reason)
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def spawn(
+        self,
+        worker: str,
+        workerinput: str,
+        basetemp: str | None,
+        channel: socket.socket,
+        claims_fd: int,
+    ) -> None:
+        if not self._hosts:
+            raise BackendError("there is no host left to make a machine on")
+        message = {"worker": worker, "workerinput": workerinput, "basetemp": basetemp}
+        self._orders.append(_Order(worker, message, channel.dup()))
+        self._deal_soon()
+
+    def _deal_soon(self) -> None:
+        """Deal once everything that is being said at the moment has been said."""
+        if not self._dealing:
+            self._dealing = True
+            self._mailbox.post(self._deal)
+
+    def _deal(self) -> None:
+        """Give machines to those who wait for one, and have made what is missing."""
+        self._dealing = False
+        idle = [entry for entry in self._entries.values() if entry.stage == "idle"]
+        while idle and self._orders:
+            self._assign(idle.pop(0), self._orders.popleft())
+        underway = sum(self._making.values())
+        underway += sum(entry.stage == "collecting" for entry in self._entries.values())
+        missing = len(self._orders) - underway
+        if missing > 0 and self._usable_hosts():
+            self._make(missing)
+
+    def _assign(self, entry: Entry, order: _Order) -> None:
+        machine = entry.machine
+        entry.stage = "busy"
+        self._watch(entry, hosts.FORK_LIMIT, "that its worker exists")
+        machine.worker = order.worker
+        with order.channel:
+            machine.attach(order.channel)
+        machine.post({"fork": order.message})
+
+    def _worker_said(self, entry: Entry, name: str, value: dict[str, Any]) -> None:
+        worker = entry.machine.worker
+        if value["worker"] != worker or entry.ended:
+            self._lost(entry, f"it speaks of the worker {value['worker']!r}, which is another's")
+            return
+        assert worker is not None
+        if name == "forked":
+            if not entry.unwatch():
+                self._lost(entry, "it said 'forked', which nobody had asked for")
+            return
+        entry.ended = True
+        self._remove(entry)
+        if name == "fork_failed":
+            self._end_worker(worker, WorkerEnd(f"fork failed: {value['error']}"))
+            return
+        status = value["status"]
+        self._end_worker(
+            worker,
+            WorkerEnd(
+                value["reason"] or describe_exit(os.waitstatus_to_exitcode(status)),
+                clean=status == 0,
+                dump=value["dump"],
+                out=value["out"],
+                err=value["err"],
+                importing=value["importing"],
+            ),
+        )
+
+    def _end_worker(self, worker: str, end: WorkerEnd) -> None:
+        assert self._listener is not None
+        self._listener.on_worker_exit(worker, end)
+
+    def signal(self, worker: str, signum: int) -> None:
+        entry = self._entry_of(worker)
+        if entry is None:
+            for order in [order for order in self._orders if order.worker == worker]:
+                self._orders.remove(order)
+                order.channel.close()
+                self._end_worker(worker, WorkerEnd("it was not wanted any more"))
+        elif signum == signal.SIGKILL:
+            # The guest is not asked whether it would like to.
+            entry.ended = True
+            self._remove(entry)
+            self._end_worker(worker, WorkerEnd("signal SIGKILL"))
+        else:
+            entry.machine.post({"signal": {"worker": worker, "signum": signum}})
+
+    def _entry_of(self, worker: str) -> Entry | None:
+        for entry in self._entries.values():
+            if entry.machine.worker == worker and entry.stage == "busy":
+                return entry
+        return None
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def interrupt(self) -> None:
+        """End what collects; with its machine goes all that it could leave behind."""
+        self._ending = True
+        for entry in list(self._entries.values()):
+            self._remove(entry)
+
+    def ask_to_end(self) -> None:
+        self._ending = True
+        while self._orders:
+            self._orders.popleft().channel.close()
+        for entry in list(self._entries.values()):
+            if entry.stage != "busy":
+                self._remove(entry)
+
+    def end_run(self, timeout: float) -> None:
+        self.ask_to_end()
+        deadline = time.monotonic() + timeout
+        assert self._events is not None
+        while self._entries and time.monotonic() < deadline:
+            self._events.poll(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        for order in self._orders:
+            order.channel.close()
+        self._orders.clear()
+        entries = list(self._entries.values())
+        for entry in entries:
+            self._remove(entry)
+        self._closed = True
+        closer = threading.Thread(target=self._close_hosts, name="forkd-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_LIMIT)
+        self._mailbox.close(self._events)
+
+    def _close_hosts(self) -> None:
+        self._mailbox.finish()
+        for host in self._all_hosts():
+            host.close()
+
+    def _all_hosts(self) -> list[Host]:
+        """Every host that was ever used."""
+        return self._hosts

@@ -1,0 +1,236 @@
+"""The machines of a run: made where there is room, set up, and let go."""
+
+from __future__ import annotations
+
+import abc
+import collections
+import math
+import time
+from typing import Any
+
+from pytest_forkd import __version__
+from pytest_forkd.machines.host import Entry, Host, Place
+from pytest_forkd.machines.machine import Machine, MachineError
+from pytest_forkd.machines.main_loop_calls import Mailbox
+from pytest_forkd.machines.working_tree import Project
+
+__all__ = ["CLOSE_LIMIT", "Fleet"]
+
+#: Seconds for everything that a run has made to be removed at its end.
+CLOSE_LIMIT = 20.0
+
+
+class Fleet(abc.ABC):
+    """Knows hosts and machines; what they are for is the business of a subclass.
+
+    :param project: the working tree; ``None`` if a subclass sees to it.
+    """
+
+    #: The command that makes the snapshot anew.
+    rebuild = ""
+
+    def __init__(self, project: Project | None) -> None:
+        self._project = project
+        self._mailbox = Mailbox()
+        self._hosts: list[Host] = []
+        #: Snapshots of machines that have collected, by host.
+        self._branches: dict[int, object] = {}
+        self._entries: dict[int, Entry] = {}
+        #: How many machines have been asked for and not been set up, by host.
+        self._making: collections.Counter[int] = collections.Counter()
+        self._level = ""
+        self._answered = False
+        self._failures = 0
+        self._closed = False
+
+    # -- for subclasses ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _set_up(self, machine: Machine, hello: dict[str, Any]) -> None:
+        """Prepare a guest that has been restored from the snapshot; in a thread.
+
+        :raises MachineError: if it is of no use.
+        """
+
+    @abc.abstractmethod
+    def _is_ready(self, entry: Entry, *, collected: bool) -> None:
+        """A machine is set up."""
+
+    @abc.abstractmethod
+    def _said(self, entry: Entry, name: str, value: Any) -> None:
+        """A guest that is set up has said something."""
+
+    @abc.abstractmethod
+    def _lost_worker(self, entry: Entry, reason: str, *, blameless: bool) -> None:
+        """A machine is gone that had a worker."""
+
+    @abc.abstractmethod
+    def _could_not_make(self, reason: str, *, collecting: bool = False) -> None:
+        """A machine that was to be had is not.
+
+        :param collecting: it was lost while it collected.
+        """
+
+    @abc.abstractmethod
+    def _no_hosts(self, reason: str) -> None:
+        """No host is left that could make a machine."""
+
+    @abc.abstractmethod
+    def _fail(self, entry: Entry, reason: str) -> None:
+        """No machine can be of use, as one has shown."""
+
+    # -- machines ------------------------------------------------------------------------------
+
+    def _make(self, count: int) -> None:
+        """Have machines made, dealt over the hosts that have fewest."""
+        shares: collections.Counter[int] = collections.Counter()
+        by_id = {id(host): host for host in self._usable_hosts()}
+        if not by_id:
+            return
+        load = collections.Counter({key: self._making[key] for key in by_id})
+        load.update(id(e.host) for e in self._entries.values() if e.stage in ("idle", "busy"))
+        # A host that is not ready yet is to get its share, too.
+        most = math.ceil((sum(load.values()) + count) / len(self._hosts))
+        for _ in range(count):
+            key = min(by_id, key=lambda each: load[each])
+            if load[key] >= most and self._branching():
+                break  # see _branched()
+            load[key] += 1
+            shares[key] += 1
+        for key, share in shares.items():
+            self._make_at(by_id[key], share)
+
+    def _usable_hosts(self) -> list[Host]:
+        if self._level == "collection" and self._answered:
+            return [host for host in self._hosts if id(host) in self._branches]
+        return self._hosts
+
+    def _make_at(self, host: Host, count: int) -> None:
+        branch = self._branches.get(id(host))
+        self._making[id(host)] += count
+
+        def failed(reason: str) -> None:
+            self._making[id(host)] -= count
+            self._failures += count
+            if not host_is_up:
+                self._drop_host(host, reason)
+            self._could_not_make(reason)
+
+        host_is_up = True
+
+        def make() -> list[Place]:
+            nonlocal host_is_up
+            try:
+                return host.make(count, branch)
+            except MachineError:
+                host_is_up = host.alive()
+                raise
+
+        self._mailbox.in_thread(make, lambda places: self._made(host, places, branch), failed)
+
+    def _made(self, host: Host, places: list[Place], branch: object | None) -> None:
+        for place in places:
+            if host not in self._hosts or self._branches.get(id(host)) is not branch:
+                self._mailbox.submit(place.remove)  # of a run, or a host, that is over
+                continue
+            entry = self._enter(host, place, from_snapshot=branch is None)
+            entry.machine.start()
+
+    def _enter(self, host: Host, place: Place, *, from_snapshot: bool) -> Entry:
+        def set_up(machine: Machine) -> None:
+            hello = machine.restore()
+            if from_snapshot:
+                if hello["state"] != "rest":
+                    raise MachineError(f"its parent is not at rest, but {hello['state']!r}")
+                if hello["version"] != __version__:
+                    raise MachineError(
+                        f"the snapshot has pytest-forkd {hello['version']}, this is "
+                        f"{__version__}.\nBuild it anew: {self.rebuild}",
+                        fatal=True,
+                    )
+                self._set_up(machine, hello)
+                if self._project is not None:
+                    self._project.send(machine, host.name, self.rebuild)
+            elif hello["state"] != "collected":
+                raise MachineError("it has not collected")
+            self._mailbox.post(lambda: self._is_set_up(entry, collected=not from_snapshot))
+
+        def tell(machine: Machine, name: str, value: Any) -> None:
+            if name == "fatal":
+                self._mailbox.post(lambda: self._fail(entry, value))
+            elif name == "lost":
+                blameless = not host.alive()
+                self._mailbox.post(lambda: self._lost(entry, value, blameless=blameless))
+            else:
+                self._mailbox.post(lambda: self._said(entry, name, value))
+
+        entry = Entry(host, place, Machine(place.name, place.connect, set_up, tell))
+        self._entries[id(entry)] = entry
+        return entry
+
+    def _is_set_up(self, entry: Entry, *, collected: bool) -> None:
+        if entry.stage == "gone":
+            return
+        self._making[id(entry.host)] -= 1
+        self._is_ready(entry, collected=collected)
+
+    def _lost(self, entry: Entry, reason: str, *, blameless: bool = False) -> None:
+        """A machine is of no use any more.
+
+        :param blameless: its host is gone, and all that was there.
+        """
+        if entry.stage == "gone":
+            return
+        reason = f"{entry.place.name}: {reason}"
+        if blameless:
+            self._drop_host(entry.host, reason)
+        else:
+            self._lose(entry, reason)
+
+    def _lose(self, entry: Entry, reason: str, *, blameless: bool = False) -> None:
+        stage = entry.stage
+        self._remove(entry)
+        if stage == "busy":
+            self._lost_worker(entry, reason, blameless=blameless)
+        else:
+            self._failures += 1
+            self._could_not_make(reason, collecting=stage == "collecting")
+
+    def _branching(self) -> bool:
+        """Whether a host may still come to have a branch, at level ``collection``."""
+        if self._level != "collection":
+            return False
+        branched = [id(host) for host in self._hosts if id(host) in self._branches]
+        return any(id(entry.host) not in branched for entry in self._entries.values())
+
+    def _drop_host(self, host: Host, reason: str) -> None:
+        """Do without a host: its machines are lost."""
+        if host not in self._hosts:
+            return
+        self._hosts.remove(host)
+        self._branches.pop(id(host), None)
+        if not self._hosts:
+            self._no_hosts(reason)
+            return
+        for entry in list(self._entries.values()):
+            if entry.host is host:
+                self._lose(entry, reason, blameless=True)
+
+    def _remove(self, entry: Entry) -> None:
+        """Let go of a machine and have it removed."""
+        if entry.stage != "gone":
+            if entry.stage == "setup":
+                self._making[id(entry.host)] -= 1
+            entry.stage = "gone"
+            entry.unwatch()
+            entry.machine.close()
+            del self._entries[id(entry)]
+            if not self._closed:
+                if entry.host in self._hosts:  # else it may not answer; close() sees to the rest
+                    self._mailbox.submit(entry.place.remove)
+                self._mailbox.submit(self._release, entry.machine)
+
+    @staticmethod
+    def _release(machine: Machine) -> None:
+        machine.join(time.monotonic() + CLOSE_LIMIT)
+        machine.release()

@@ -1,0 +1,88 @@
+"""Work in threads, whose results are handled in the controller's main loop."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.machines.machine import MachineError
+
+__all__ = ["Mailbox"]
+
+#: Threads for what may wait: requests to daemons, the ends of machines.
+_THREADS = 32
+
+
+class Mailbox:
+    """Calls for the main loop, from any thread."""
+
+    def __init__(self) -> None:
+        self._mail: collections.deque[Callable[[], None]] = collections.deque()
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+        self._pool = ThreadPoolExecutor(_THREADS, "forkd-machines")
+
+    def listen(self, events: EventQueue) -> None:
+        """Have the calls made by this main loop."""
+        events.unregister(self._wake)
+        events.register(self._wake, self._read)
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have something called in the main loop."""
+        self._mail.append(call)
+        with contextlib.suppress(OSError):
+            self._waker.send(b"!")
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> None:
+        """Do something in a thread, whatever comes of it."""
+        self._pool.submit(work, *args)
+
+    def in_thread(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Do something in a thread.
+
+        :param done: called with the result, in the main loop.
+        :param failed: called instead with the reason, if an exception was raised.
+        """
+
+        def run() -> None:
+            try:
+                result = work()
+            except MachineError as exc:
+                reason = str(exc)
+            except Exception as exc:
+                reason = f"{type(exc).__name__}: {exc}"
+            else:
+                self.post(lambda: done(result))
+                return
+            self.post(lambda: failed(reason))
+
+        self._pool.submit(run)
+
+    def finish(self) -> None:
+        """Wait until all work in threads is done; nothing is called any more."""
+        self._pool.shutdown(wait=True)
+
+    def close(self, events: EventQueue | None) -> None:
+        """Listen to nobody any more."""
+        if events is not None:
+            events.unregister(self._wake)
+        self._wake.close()
+        self._waker.close()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake.recv(4096):
+                pass
+        for _ in range(len(self._mail)):
+            self._mail.popleft()()

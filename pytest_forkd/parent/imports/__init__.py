@@ -1,0 +1,1 @@
+"""What the parent imports, how, and whether it would import the same today."""

@@ -1,0 +1,110 @@
+"""The files that a parent has loaded and read, to tell whether any of them has changed since."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+
+from pytest_forkd.parent.imports.reads import Reads
+from pytest_forkd.parent.imports.searches import Searches
+
+__all__ = ["Stamps", "process_start"]
+
+#: Times of files are as coarse as the kernel's tick, so a file may look older than it is.
+_TICK = 20_000_000
+
+
+class Stamps:
+    """What tells every file that this process has loaded from any other, and from its later self.
+
+    A time that was put back and a size that is equal do not deceive it: the time of the last change
+    of any kind (``ctime``) cannot be set. A symbolic link is looked at beside what it leads to.
+
+    :param started: when this process began to load files, in nanoseconds since the epoch.
+    """
+
+    def __init__(self, started: int) -> None:
+        self._started = started - _TICK
+        self._stamps: dict[str, tuple[int, ...] | None] = {}
+        self._searches = Searches()
+        self._reads = Reads(_stamp, _TICK)
+        #: A file that was written while it was being loaded, perhaps: nobody knows what was read.
+        self.doubtful: str | None = None
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """While modules are imported: take note of where they are looked for and what they read."""
+        with self._searches.recorded(), self._reads.recorded():
+            yield
+
+    def take(self) -> None:
+        """Note the files that have been loaded since the last call."""
+        for path in (*_loaded_files(), *self._searches.take()):
+            if path not in self._stamps:
+                stamp = _stamp(path)
+                self._stamps[path] = stamp
+                if stamp is None or max(stamp[3:5]) >= self._started:
+                    self.doubtful = self.doubtful or path
+        self.doubtful = self.doubtful or self._reads.take()
+
+    def changed(self) -> str | None:
+        """The first file found that is not what it was; ``None`` if all are.
+
+        A file that has come counts if it was looked for and not there, or if its module would now
+        be found in the place of another one.
+        """
+        for path, stamp in self._stamps.items():
+            if _stamp(path) != stamp:
+                return path
+        return self._searches.changed() or self._reads.changed()
+
+    def __len__(self) -> int:
+        return len(self._stamps)
+
+
+def _loaded_files() -> list[str]:
+    """The source or library file of each module, and every file that is mapped into memory."""
+    files = {}
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if isinstance(path, str) and os.path.isabs(path):
+            files[path] = True
+    with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:
+        for line in maps:
+            _before, slash, path = line.rstrip("\n").partition("/")
+            # memfd's and shared memory are listed like files, but nobody can change them.
+            if slash and not path.startswith(("memfd:", "dev/", "SYSV")):
+                files[slash + path] = True
+    return [path for path in files if not path.startswith("/proc/")]
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    """Of a file: device, inode, size, and when (ns) it was written and changed in any way.
+
+    Of a symbolic link: the same of what it leads to, and of itself.
+    """
+    try:
+        own = os.lstat(path)
+        if not stat.S_ISLNK(own.st_mode):
+            return own.st_dev, own.st_ino, own.st_size, own.st_mtime_ns, own.st_ctime_ns
+        led = os.stat(path)
+    except OSError:
+        return None
+    return (
+        *(led.st_dev, led.st_ino, led.st_size, led.st_mtime_ns, led.st_ctime_ns),
+        *(own.st_dev, own.st_ino, own.st_size, own.st_mtime_ns, own.st_ctime_ns),
+    )
+
+
+def process_start() -> int:
+    """When this process was started, or a moment before, in nanoseconds since the epoch."""
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5)
+        age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
+        return time.time_ns() - age
+    return time.time_ns() - time.process_time_ns()

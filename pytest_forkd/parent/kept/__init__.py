@@ -1,0 +1,1 @@
+"""Parents that are kept for the next run: where they are found, asked and ended."""

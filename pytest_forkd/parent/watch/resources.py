@@ -1,0 +1,181 @@
+"""What was opened before the fork and would be shared by all workers, or be dead in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from pytest_forkd.parent import processes
+from pytest_forkd.parent.watch.findings import Finding, is_installed, place_of
+from pytest_forkd.runtime.log_files import log_handlers
+
+__all__ = ["OpenFiles", "resource_findings"]
+
+#: What ``/proc/self/fd`` shows for files that may be shared, and for those of an event loop.
+_HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
+_LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
+
+#: Seconds for a thread to end that has nothing more to do: asyncio's, which wait for a child
+#: process, are there for a moment after the result is.
+_ENDING_THREAD_LIMIT = 0.02
+
+
+class OpenFiles:
+    """The files that were open at one moment, to tell later which are new.
+
+    Where there is no ``/proc`` (macOS), ``/dev/fd`` lists descriptors without saying what they are,
+    so only sockets and pipes are told apart.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._list()
+
+    @staticmethod
+    def _list() -> dict[int, str]:
+        files = {}
+        base = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
+        for entry in os.listdir(base):
+            try:
+                fd = int(entry)
+                stat = os.fstat(fd)
+                name = os.readlink(f"{base}/{entry}") if base.startswith("/proc") else ""
+            except (OSError, ValueError):
+                continue
+            files[fd] = f"{name}|{stat.st_ino}|{stat.st_mode}"
+        return files
+
+    def new(self, known: Iterable[int]) -> list[tuple[int, str]]:
+        """Descriptors opened since, less the ``known`` ones, with what they lead to."""
+        skip = set(known)
+        return [
+            (fd, identity.partition("|")[0])
+            for fd, identity in sorted(self._list().items())
+            if fd not in skip and self._before.get(fd) != identity
+        ]
+
+
+def resource_findings(files: OpenFiles, known_fds: Iterable[int]) -> list[Finding]:
+    """Look for everything that does not survive a fork, or must not be shared after one.
+
+    :param files: what was open before the suite was configured.
+    :param known_fds: descriptors that are looked after: capture's, log files', adapted plugins'.
+    """
+    return [
+        *_threads(),
+        *_open_files(files, known_fds),
+        *_event_loops(),
+        *_native_threads(),
+    ]
+
+
+def _threads() -> list[Finding]:
+    deadline = time.monotonic() + _ENDING_THREAD_LIMIT
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    findings = []
+    for thread in threading.enumerate():
+        if thread is threading.main_thread():
+            continue
+        target = getattr(thread, "_target", None)
+        if target is None and type(thread) is not threading.Thread:
+            target = type(thread).run
+        code = getattr(getattr(target, "__func__", target), "__code__", None)
+        what = f"thread {thread.name!r} runs, and would be in no worker"
+        path, lineno = place_of(code) if code is not None else ("", 0)
+        findings.append(Finding(what) if is_installed(path) else Finding(what, path, lineno))
+    return findings
+
+
+def _open_files(files: OpenFiles, known_fds: Iterable[int]) -> list[Finding]:
+    findings = []
+    for fd, target in files.new([*known_fds, *_log_file_fds()]):
+        if target.startswith("socket:"):
+            what = f"{_describe_socket(fd)} is open, and would be shared by all workers"
+        elif target.startswith("pipe:"):
+            what = f"a pipe (descriptor {fd}) is open, and would be shared by all workers"
+        elif target in _LOOP_FILES:
+            what = "an event loop is open, and would be shared by all workers"
+        elif target.startswith("/dev/nvidia"):
+            what = f"a GPU context is open ({target}), and does not survive a fork"
+        elif target.startswith(_HARMLESS_FILES) or is_installed(target):
+            continue
+        else:
+            what = f"file {target} is open, and all workers would share its position"
+        findings.append(Finding(what))
+    return findings
+
+
+def _describe_socket(fd: int) -> str:
+    import socket
+
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            name = sock.getsockname()
+            try:
+                peer = sock.getpeername()
+            except OSError:
+                peer = None
+    except OSError:
+        return f"a socket (descriptor {fd})"
+    if peer:
+        return f"a connection to {_address(peer)}"
+    return f"a socket at {_address(name)}" if name else f"a socket (descriptor {fd})"
+
+
+def _address(name: Any) -> str:
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
+
+
+def _event_loops() -> list[Finding]:
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return []
+    running = sys.modules["asyncio.events"]._get_running_loop()
+    return [Finding("an event loop is running")] if running is not None else []
+
+
+def _native_threads() -> list[Finding]:
+    """Threads that libraries made and that a fork does not carry over.
+
+    The thread pools of OpenBLAS end themselves before a fork and start again when needed, on both
+    sides (``pthread_atfork``). So fork once: what still runs afterwards takes no such care, and a
+    worker that waited for it would wait for ever, as with GNU OpenMP or gRPC.
+    """
+    if sys.platform != "linux" or _task_count() == threading.active_count():
+        return []
+    pid = processes.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    # A thread that has been joined is listed for a moment longer: the kernel wakes who waits for
+    # it before it takes it off the list.
+    deadline = time.monotonic() + 0.2
+    while (count := _task_count() - threading.active_count()) > 0:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.001)
+    else:
+        return []
+    suspects = [
+        name for name in ("grpc", "torch", "tensorflow", "sklearn", "numba") if name in sys.modules
+    ]
+    hint = f" (one of {', '.join(suspects)}?)" if suspects else ""
+    noun = "thread" if count == 1 else "threads"
+    return [Finding(f"{count} native {noun} of a library run{hint}, and would be in no worker")]
+
+
+def _task_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+def _log_file_fds() -> list[int]:
+    fds = []
+    for handler in log_handlers():
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            fds.append(handler.stream.fileno())  # type: ignore[union-attr]
+    return fds

@@ -1,0 +1,63 @@
+"""What lives outside of a process and would be shared by all workers: children and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Container
+
+from pytest_forkd.parent import processes
+from pytest_forkd.parent.watch.findings import Finding
+
+__all__ = ["child_processes", "shared_findings"]
+
+
+def shared_findings() -> list[Finding]:
+    """Look for child processes, and for memory that a fork shares instead of copying it."""
+    return [*child_processes(), *_shared_memory()]
+
+
+def child_processes(known: Container[int] = ()) -> list[Finding]:
+    """Children of this process: a worker could neither wait for one nor have it to itself.
+
+    :param known: the pids of children that are none of the suite's.
+    """
+    subprocess = sys.modules.get("subprocess")
+    if subprocess is not None:
+        subprocess._cleanup()  # reaps those that ended and that nobody has a reference to
+    findings = []
+    for pid in processes.children():
+        if pid not in known:
+            what = f"process {pid}{_name(pid)} was started, and would be shared by all workers"
+            findings.append(Finding(what))
+    return findings
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        return f" ({file.read().strip()})"
+    return ""
+
+
+def _shared_memory() -> list[Finding]:
+    """Memory without a file that was mapped to be shared; only Linux can tell.
+
+    Two processes that map the same *file* share it under xdist, too.
+    """
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+            lines = [line for line in file if " rw-s " in line and line.endswith(" (deleted)\n")]
+    except OSError:
+        return []
+    findings = []
+    for line in lines:  # address, permissions, offset, device, inode, path
+        path = line.split(maxsplit=5)[5]
+        if os.path.basename(path).startswith("sem."):
+            what = "a lock, semaphore or event of multiprocessing exists"
+        else:
+            what = "shared memory (mmap, or multiprocessing's Value or Array) is mapped"
+        finding = Finding(f"{what}, and would be shared by all workers")
+        if finding not in findings:
+            findings.append(finding)
+    return findings

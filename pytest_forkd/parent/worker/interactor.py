@@ -1,0 +1,437 @@
+"""What makes a pytest session an xdist worker: it reports as events and runs what it is told to."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import pytest
+from _pytest.outcomes import Exit
+from xdist.remote import (
+    Marker,
+    Producer,
+    WorkerInteractor,
+    getinfodict,
+    worker_title,
+)
+
+from pytest_forkd.channel.bounds import parts
+from pytest_forkd.channel.claims import Claims
+from pytest_forkd.channel.deselected import described
+from pytest_forkd.channel.packing import sendable_location
+from pytest_forkd.channel.short_reports import PytestAlone, as_passed
+from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
+from pytest_forkd.parent.frames import left_out
+from pytest_forkd.parent.worker.fixtures import FixtureTimer, fixture_table
+from pytest_forkd.parent.worker.outbox import Outbox
+
+__all__ = ["Interactor"]
+
+_PHASES = {"setup": 0, "call": 1, "teardown": 2}
+#: The exit code of a worker that its test has left unusable: EX_SOFTWARE of sysexits.h.
+_SOFTWARE_ERROR = 70
+
+
+class Interactor(WorkerInteractor):
+    """xdist's worker plugin, over a channel without a thread.
+
+    Until :meth:`attach` is called there is no channel: events are kept, for the collector to report
+    once for all workers. Afterwards the events of one test travel together: its reports, its
+    completion and the start of the next one are one message, written at once, so that a crash loses
+    nothing that had finished and the controller always knows what was running.
+    """
+
+    # Held from before the first test, which may leave the modules that it patches in any state.
+    _clock = staticmethod(time.perf_counter)
+    _getpid = staticmethod(os.getpid)
+    _modules = sys.modules
+
+    def __init__(self, config: pytest.Config, workerinput: dict[str, Any]) -> None:
+        # Not WorkerInteractor's: that builds a queue with locks for a receiver thread.
+        self.config = config
+        self.identify(workerinput)
+        self.log = Producer(f"worker-{self.workerid}", enabled=config.option.debug)
+        self.nextitem_index = None
+        self.session: Any = None
+        #: Events that have not been sent yet.
+        self.outbox = Outbox(config)
+        self._channel: WorkerChannel | None = None
+        self._claims: Claims | None = None
+        self._exhausted: Callable[[], str | None] | None = None
+        self._queue: collections.deque[Any] = collections.deque()
+        #: Items that need no claim.
+        self._regained: set[int] = set()
+        #: The item that is running, and whether the one after it has been decided on.
+        self._item: pytest.Item | None = None
+        self._decided = False
+        #: The last item that it has, begun or not, until that is completed.
+        self._last: int | None = None
+        self._pid = 0
+        #: When the running item has begun, by our clock.
+        self._begun = 0.0
+        #: Seconds of the running item that are not its own: waiting and shared fixtures; those that
+        #: it has waited in its teardown; and those of its phases.
+        self._elsewhere = 0.0
+        self._waiting = 0.0
+        self._phases = [0.0, 0.0, 0.0]
+        self._ran = False
+        self._fixtures = FixtureTimer(self._fixture_was_set_up)
+        #: Node id and location of the item that "start" has told of, and of whose "logstart".
+        self._running: tuple[str, object] | None = None
+        self._started: tuple[str, object] | None = None
+        #: The keywords that the running item's reports have had.
+        self._keywords: list[str] | None = None
+        self._pytest_alone = PytestAlone(config.hook.pytest_report_to_serializable)
+        config.pluginmanager.register(self)
+        config.pluginmanager.register(self._fixtures, "forkd-fixture-timer")
+
+    def identify(self, workerinput: dict[str, Any]) -> None:
+        """Take the worker's name from its ``workerinput``."""
+        self.workerid = dict.__getitem__(workerinput, "workerid")
+        self.testrunuid = dict.__getitem__(workerinput, "testrunuid")
+
+    def _is_first(self) -> bool:
+        return str(self.workerid) == "gw0"
+
+    def attach(
+        self,
+        channel: WorkerChannel,
+        claims: Claims | None,
+        exhausted: Callable[[], str | None] | None = None,
+    ) -> None:
+        """Report to the controller from now on, and take commands from it.
+
+        :param exhausted: see :class:`pytest_forkd.parent.worker.nursery.Birth`.
+        """
+        self._channel = channel
+        self._claims = claims
+        self._exhausted = exhausted
+        self.outbox.attach(channel)
+
+    def send_ready(self) -> None:
+        """Report that this worker exists."""
+        self.outbox.append(["ready", dict(getinfodict())])
+        self.outbox.flush()
+
+    # -- session -------------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.session = session
+        if self._channel is not None:
+            self.send_ready()
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_sessionfinish(self, exitstatus: int) -> Generator[None, object, None]:
+        workeroutput: dict[str, Any] = self.config.workeroutput  # type: ignore[attr-defined]
+        workeroutput["exitstatus"] = int(exitstatus)
+        workeroutput["shouldfail"] = self.session.shouldfail
+        workeroutput["shouldstop"] = self.session.shouldstop
+        yield
+        self.outbox.add_finished(workeroutput)
+        self.outbox.flush()
+
+    @pytest.hookimpl
+    def pytest_internalerror(  # type: ignore[override]
+        self, excrepr: object
+    ) -> bool:
+        if self.session is None:
+            self.outbox.append(["unconfigured", False, str(excrepr)])
+        else:
+            self.outbox.append(["internal_error", str(excrepr)])
+        self.outbox.flush()
+        return True  # the controller shows it; else pytest would write it to standard error, too
+
+    @pytest.hookimpl
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        value = excinfo.value
+        if isinstance(value, Exit):
+            self.outbox.append(["interrupted", "exit", str(value.msg), value.returncode])
+        else:
+            self.outbox.append(["interrupted", "keyboard", str(excinfo.value), None])
+        self.outbox.flush()
+
+    # -- collection ----------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_collection(self) -> None:
+        """Nothing to report: the controller knows that its workers collect."""
+
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        super().pytest_collection_modifyitems(config, items)
+        each: Any
+        for each in items:
+            # For --dist=loadgroup, xdist (3.8) puts the group's name into an attribute that pytest
+            # reads no longer since 9.2, where ids are structured (pytest-dev/pytest-xdist#1386).
+            with_group = vars(each).get("_nodeid")
+            if with_group is not None and each.nodeid != with_group:
+                each._id = type(each._id).parse(with_group)
+
+    @pytest.hookimpl
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self._channel is not None:
+            ids = [item.nodeid for item in session.items]
+            # All workers collect the same: one of them tells what is shared.
+            table = fixture_table(session.items) if self._is_first() else None
+            *first, rest = parts(ids)
+            for part in first:
+                self.outbox.append(["ids", part])
+                self.outbox.flush()
+            self.outbox.append(["collection", rest, table])
+            self.outbox.flush()
+
+    @pytest.hookimpl
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.outbox += [["deselected", part] for part in described(items)]
+
+    @pytest.hookimpl
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed:
+            data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+            self.outbox.add_report("collectreport", data)
+
+    @pytest.hookimpl
+    def pytest_warning_recorded(
+        self,
+        warning_message: warnings.WarningMessage,
+        when: str,
+        nodeid: str,
+        location: tuple[str, int, str] | None,
+    ) -> None:
+        self.outbox.add_warning(warning_message, when, nodeid, location)
+
+    # -- tests ---------------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self._pid = self._getpid()
+        in_teardown = self._decide_in_teardown()
+        self.nextitem_index = self._next_index()
+        while self.nextitem_index is not Marker.SHUTDOWN:
+            self.run_one_test(in_teardown=in_teardown)
+            if session.shouldfail or session.shouldstop:
+                break
+            self._decide()  # unless its teardown has done so
+        self.outbox.flush()
+        return True
+
+    def run_one_test(self, *, in_teardown: bool = False) -> None:
+        """Run the item at ``nextitem_index``.
+
+        :param in_teardown: whether the item after it is decided on when its teardown begins, so
+            that nothing is held back by a test that is running. Otherwise that is done first.
+        """
+        assert isinstance(self.nextitem_index, int)
+        self.item_index = self._last = self.nextitem_index
+        self._decided = False
+        if not in_teardown:
+            self._decide()
+        self._elsewhere = self._waiting = 0.0
+        items = self.session.items
+        self._item = item = items[self.item_index]
+
+        location = sendable_location(item.location)
+        self._running = self._started = (item.nodeid, location)
+        self._keywords = None
+        self._phases = [0.0, 0.0, 0.0]
+        self._ran = False
+        self._fixtures.spent = 0.0
+        self.outbox.begin()
+        self.outbox.append(["start", self.item_index, location])
+        self.outbox.flush()
+        worker_title(f"[pytest-forkd running] {item.nodeid}")
+        self._begun = start = self._clock()
+        self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
+        if "pytest" not in self._modules:  # it cannot run another test; they run elsewhere
+            os.write(2, f"forkd: {item.nodeid} removes pytest from sys.modules\n".encode())
+            os._exit(_SOFTWARE_ERROR)
+        duration = self._clock() - start - self._elsewhere - self._fixtures.spent
+        worker_title("[pytest-forkd idle]")
+        self._item = None
+        phases = [round(seconds, 5) for seconds in self._phases] if self._ran else None
+        self.outbox.append(["complete", self.item_index, max(0.0, duration), phases])
+        self._last = None
+
+    def _nextitem(self) -> pytest.Item | None:
+        """The next item: for certain once it is decided on, and the likely one before that."""
+        index = self.nextitem_index
+        if not self._decided:
+            index = self._queue[0] if self._queue else Marker.SHUTDOWN
+        return self.session.items[index] if isinstance(index, int) else None
+
+    def _decide(self) -> None:
+        """Decide which item is the next, once for each item; waits for one if need be."""
+        if not self._decided:
+            self.nextitem_index = Marker.SHUTDOWN if self._leaves() else self._next_index()
+            self._decided = True
+
+    def _leaves(self) -> bool:
+        """Whether no other test should run here; the controller has it run elsewhere then."""
+        reason = None if self._exhausted is None else self._exhausted()
+        if reason is None:
+            return False
+        self.outbox.append(["exhausted", reason])
+        return True
+
+    def _decide_in_teardown(self) -> bool:
+        """Have the next item decided on when the phase begins that must know it.
+
+        Every implementation of ``pytest_runtest_teardown`` is to be given the same, true
+        ``nextitem``, whoever calls the hook. pluggy has no hook for that: its hook caller is given
+        another function to execute the implementations with.
+
+        :returns: whether that is possible with this version of pluggy.
+        """
+        caller: Any = self.config.hook.pytest_runtest_teardown
+        execute = getattr(caller, "_hookexec", None)
+        if not callable(execute):
+            return False
+
+        @left_out
+        def decide_and_execute(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
+            __tracebackhide__ = True  # a traceback shows what it shows in a plain run
+            session = self.session
+            if (
+                kwargs.get("item") is self._item is not None
+                and not (session.shouldfail or session.shouldstop)
+                and self._getpid() == self._pid  # not in what the test has forked
+            ):
+                self._decide()
+                kwargs = {**kwargs, "nextitem": self._nextitem()}
+            return execute(name, methods, kwargs, firstresult)
+
+        try:
+            caller._hookexec = decide_and_execute
+        except AttributeError:
+            return False
+        return True
+
+    def _fixture_was_set_up(self, key: str, seconds: float) -> None:
+        self.outbox.append(["fixture", key, round(seconds, 5)])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """A fork that a test has made, and that returns from it, ends here: it is no worker."""
+        if self._getpid() != self._pid:
+            os._exit(0 if call.excinfo is None else 1)
+
+    @pytest.hookimpl
+    def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
+        if self._started == (nodeid, location):
+            self._started = None  # "start" has told it already
+        else:
+            self.outbox.append(["logstart", nodeid, location])
+
+    @pytest.hookimpl
+    def pytest_runtest_logfinish(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
+        location = sendable_location(location)
+        if self._running == (nodeid, location):
+            self.outbox.append(["logfinish"])
+        else:
+            self.outbox.append(["logfinish", nodeid, location])
+
+    @pytest.hookimpl
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        duration = self._count(report)
+        if self._running is not None and self._pytest_alone:
+            passed = as_passed(report, *self._running)
+            if passed is not None:
+                passed[1] = duration
+                if passed[-1] == self._keywords:
+                    del passed[-1]
+                else:
+                    self._keywords = passed[-1]
+                self.outbox.append(["passed", *passed])
+                return
+        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        data["item_index"] = self.item_index
+        data["worker_id"] = self.workerid
+        data["testrun_uid"] = self.testrunuid
+        assert self.session.items[self.item_index].nodeid == report.nodeid
+        if duration != report.duration:
+            data["duration"] = duration
+        self.outbox.add_report("report", data)
+        if report.when != "teardown" and (report.sections or report.failed):
+            # Should the test crash its worker now, this is part of the story.
+            self.outbox.flush()
+
+    def _count(self, report: pytest.TestReport) -> float:
+        """Count what a phase took; returns what is to be reported: waiting is no part of it."""
+        duration = report.duration if math.isfinite(report.duration) else 0.0
+        if report.when == "teardown" and self._waiting:
+            duration = max(0.0, duration - self._waiting)
+            self._waiting = 0.0
+        phase = _PHASES.get(str(report.when))
+        if phase is not None:
+            shared, self._fixtures.spent = self._fixtures.spent, 0.0
+            self._elsewhere += shared
+            # pytest's clock may have been stopped, or set, by the test; ours has not.
+            elapsed = self._clock() - self._begun
+            self._phases[phase] += min(max(0.0, duration - shared), elapsed)
+            if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
+                self._ran = True
+        return duration
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def _next_index(self) -> Any:
+        """The next item's index, or ``Marker.SHUTDOWN``; waits for one, reporting first."""
+        while True:
+            self._receive(wait=False)
+            while self._queue:
+                index = self._queue.popleft()
+                if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
+                    return index
+            # Until it is answered; what comes may have been taken back before it was read.
+            self.outbox.append(["want", self._last])
+            self.outbox.flush()
+            start = self._clock()
+            self._receive(wait=True)
+            seconds = self._clock() - start
+            self._waiting += seconds
+            self._elsewhere += seconds
+
+    def _receive(self, *, wait: bool) -> None:
+        assert self._channel is not None
+        try:
+            commands = self._channel.commands(wait=wait)
+        except ChannelClosed:
+            self._queue.append(Marker.SHUTDOWN)
+            return
+        for name, kwargs in commands:
+            if name == "runtests":
+                self._queue.extend(kwargs["indices"])
+            elif name == "runtests_all":
+                self._queue.extend(range(len(self.session.items)))
+            elif name == "shutdown":
+                self._queue.append(Marker.SHUTDOWN)
+            elif name == "steal":
+                self.steal(kwargs["indices"])
+            elif name == "regain":
+                # Taken back without a word, and given again: the controller holds the claim.
+                again = set(kwargs["indices"])
+                self._drop(again)
+                self._regained |= again
+
+    def steal(self, indices: Any) -> None:
+        """Give back the items at ``indices`` that are still queued."""
+        self.outbox.append(["unscheduled", self._drop(set(indices))])
+        self.outbox.flush()
+
+    def _drop(self, wanted: set[int]) -> list[int]:
+        """Take out of the queue what is in it of ``wanted``."""
+        found = [index for index in self._queue if index in wanted]
+        self._queue = collections.deque(index for index in self._queue if index not in wanted)
+        return found
+
+    def _claim(self, index: int) -> bool:
+        return self._claims is None or self._claims.claim(index)

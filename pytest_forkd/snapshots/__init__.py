@@ -1,1 +1,0 @@
-"""Parents at rest: what identifies one, and where kept ones are found."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import signal
 import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -10,7 +11,15 @@ from typing import Any, Protocol
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.parent.plan import Plan
 
-__all__ = ["Backend", "BackendError", "CollectorGone", "Listener", "RunRequest", "WorkerEnd"]
+__all__ = [
+    "Backend",
+    "BackendError",
+    "CollectorGone",
+    "Listener",
+    "RunRequest",
+    "WorkerEnd",
+    "describe_exit",
+]
 
 
 class BackendError(Exception):
@@ -99,6 +108,16 @@ class WorkerEnd:
     abrupt: bool = False
     importing: str = ""
     unborn: bool = False
+
+
+def describe_exit(code: int) -> str:
+    """A process's exit code (negative: a signal) in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
 
 
 class Listener(Protocol):

@@ -23,8 +23,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_forkd.backends.base import Backend, BackendError, Listener, RunRequest, WorkerEnd
-from pytest_forkd.backends.process.parents import describe_exit
+from pytest_forkd.backends.base import (
+    Backend,
+    BackendError,
+    Listener,
+    RunRequest,
+    WorkerEnd,
+    describe_exit,
+)
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.machines import host as hosts
 from pytest_forkd.machines.fleet import CLOSE_LIMIT, Fleet

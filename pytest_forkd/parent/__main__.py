@@ -16,6 +16,10 @@ if __name__ == "__main__":
     if os.path.dirname(_package) not in sys.path:
         sys.path.append(os.path.dirname(_package))
 
-    from pytest_forkd.parent.server import main
+    if "--ready-json" in sys.argv:
+        # This process is all that runs in a guest; it says so itself when it is ready.
+        from pytest_forkd.guest.machine import main
+    else:
+        from pytest_forkd.parent.server import main
 
     sys.exit(main(sys.argv[1:]))

@@ -38,7 +38,6 @@ from typing import Any, NoReturn
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
-from pytest_forkd.parent.imports.candidates import third_party_packages
 from pytest_forkd.parent.imports.preloading import (
     Preloaded,
     Unsafe,
@@ -50,6 +49,7 @@ from pytest_forkd.parent.imports.stamps import Stamps, process_start
 from pytest_forkd.parent.kept.entries import Place
 from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.plan import Plan
+from pytest_forkd.parent.third_party import third_party_packages
 from pytest_forkd.runtime import frozen_gc as frozen
 
 __all__ = ["main", "start_anew"]
@@ -66,11 +66,6 @@ def main(argv: list[str]) -> int:
     :param argv: the command line, see ``--help``.
     :returns: the exit status.
     """
-    if "--ready-json" in argv:
-        # This process is all that runs in a guest; it says so itself when it is ready.
-        from pytest_forkd.guest.machine import main as serve_guest
-
-        return serve_guest(argv)
     parser = argparse.ArgumentParser(prog="python -m pytest_forkd.parent")
     parser.add_argument("--listen-fd", type=int, required=True, help="a listening unix socket")
     parser.add_argument("--plan-fd", type=int, required=True, help="what to import, as JSON")

@@ -299,7 +299,7 @@ class QemuBackend(MachinesBackend):
         plan = self._plan
         if plan.scan is not None:
             # The guest cannot look: the project is not there yet.
-            from pytest_forkd.parent.imports.candidates import named_modules
+            from pytest_forkd.parent.third_party import named_modules
 
             plan = replace(plan, learnt=[*plan.learnt, *named_modules(plan.scan, [], plan.exclude)])
         snapshot = warm_snapshot(self._store, base, plan, self._note)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pytest_forkd.scheduling import Estimates
+from pytest_forkd.scheduling.estimates import Estimates
 
 if TYPE_CHECKING:
     from pytest_forkd.channel.gateway import EventQueue
-    from pytest_forkd.controller.nodes import ForkdWorkerController
+    from pytest_forkd.scheduling.node import Node
 
 __all__ = ["CALL_AFTER", "PATIENCE", "WORTH_A_WORKER", "Reserve", "workers_worth"]
 
@@ -48,7 +48,10 @@ def workers_worth(seconds: float | None, most: int, processors: int) -> int:
     return max(1, min(most, count))
 
 
-class Reserve:
+_Node = TypeVar("_Node", bound="Node")
+
+
+class Reserve(Generic[_Node]):
     """The nodes that a run has not begun with.
 
     Once the first ones should have been done long ago, and as long as there is work that could be
@@ -58,18 +61,18 @@ class Reserve:
     :param call: makes the workers of some nodes.
     """
 
-    def __init__(self, call: Callable[[Sequence[ForkdWorkerController]], object]) -> None:
+    def __init__(self, call: Callable[[Sequence[_Node]], object]) -> None:
         self._call = call
-        self._nodes: list[ForkdWorkerController] = []
+        self._nodes: list[_Node] = []
         self._at_work = 0
         self._expected = 0.0
 
     def split(
         self,
-        nodes: list[ForkdWorkerController],
+        nodes: list[_Node],
         estimate: Callable[[Sequence[str]], Estimates],
         ids: Sequence[str],
-    ) -> list[ForkdWorkerController]:
+    ) -> list[_Node]:
         """Hold back the nodes that do not seem to be worth a worker.
 
         :param nodes: all that there could be.

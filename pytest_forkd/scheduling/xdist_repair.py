@@ -12,15 +12,12 @@ from typing import Any
 
 from xdist.scheduler import EachScheduling, LoadScopeScheduling
 
-from pytest_forkd.controller.nodes import ForkdWorkerController
-from pytest_forkd.scheduling import ForkdScheduling
+from pytest_forkd.scheduling.scheduler import ForkdScheduling
 
 __all__ = ["run_again", "take_out", "top_up"]
 
 
-def take_out(
-    sched: Any, node: ForkdWorkerController, running: str | None
-) -> tuple[str | None, bool]:
+def take_out(sched: Any, node: Any, running: str | None) -> tuple[str | None, bool]:
     """Remove a dead node; its other tests go back to the scheduler.
 
     :param sched: the scheduler, or ``None`` before there is one.
@@ -45,7 +42,7 @@ def take_out(
     return first, True
 
 
-def _take_out_each(sched: EachScheduling, node: ForkdWorkerController) -> bool:
+def _take_out_each(sched: EachScheduling, node: Any) -> bool:
     """Leave what the node has not run to its replacement.
 
     ``remove_node`` knows no collection of a replacement, and a replacement for a node that had
@@ -60,9 +57,7 @@ def _take_out_each(sched: EachScheduling, node: ForkdWorkerController) -> bool:
     return bool(pending)
 
 
-def _take_out_scopes(
-    sched: LoadScopeScheduling, node: ForkdWorkerController, running: str | None
-) -> None:
+def _take_out_scopes(sched: LoadScopeScheduling, node: Any, running: str | None) -> None:
     """Queue the node's scopes again, less what has been run.
 
     ``remove_node`` would queue completed scopes, too, for which a node waits in vain, and the test
@@ -88,7 +83,7 @@ def top_up(sched: Any) -> None:
                 sched._reschedule(node)  # shuts the node down if there is nothing to give
 
 
-def run_again(sched: Any, node: ForkdWorkerController, nodeid: str) -> None:
+def run_again(sched: Any, node: Any, nodeid: str) -> None:
     """Queue a test that was cut short through no fault of its own.
 
     :param node: the dead node that was running it, taken out already.

@@ -16,7 +16,7 @@ FLOORS = [
     ["forkd", "qemu", "backends.process"],
     ["machines"],
     ["backends.base"],
-    ["guest.machine"],
+    ["guest.machine", "parent.__main__"],
     ["parent.server"],
     ["guest"],
     ["scheduling"],

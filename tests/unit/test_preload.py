@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_forkd.parent.imports.candidates import import_modules, named_modules
+from pytest_forkd.parent.third_party import import_modules, named_modules
 from tests.unit import property_based
 
 #: Modules that are installed, as far as these tests go.

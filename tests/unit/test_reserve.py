@@ -75,7 +75,7 @@ def test_more_work_never_has_fewer_workers(
 
 def test_as_many_again_are_called_as_long_as_there_is_work() -> None:
     called: list[list[Any]] = []
-    reserve = Reserve(lambda nodes: called.append(list(nodes)))
+    reserve: Reserve[Any] = Reserve(lambda nodes: called.append(list(nodes)))
     events: Any = Events()
     nodes: Any = list(range(8))
     assert list(reserve.split(nodes, estimate(0.001, 12), IDS)) == nodes[:1]
@@ -92,7 +92,7 @@ def test_as_many_again_are_called_as_long_as_there_is_work() -> None:
 
 def test_the_first_ones_get_the_time_that_they_need() -> None:
     """Others would start up beside them, and be told that there is nothing left."""
-    reserve = Reserve(lambda nodes: None)
+    reserve: Reserve[Any] = Reserve(lambda nodes: None)
     events: Any = Events()
     nodes: Any = list(range(8))
     assert reserve.split(nodes, estimate(0.025, 12), IDS) == nodes[:1]
@@ -103,7 +103,7 @@ def test_the_first_ones_get_the_time_that_they_need() -> None:
 
 @pytest.mark.parametrize("known", [0, 11])
 def test_all_begin_where_anything_is_unknown(known: int) -> None:
-    reserve = Reserve(lambda nodes: None)
+    reserve: Reserve[Any] = Reserve(lambda nodes: None)
     events: Any = Events()
     nodes: Any = list(range(8))
     assert reserve.split(nodes, estimate(0.001, known), IDS) == nodes

@@ -21,8 +21,9 @@ from pytest_forkd.backends.base import (
     Listener,
     RunRequest,
     WorkerEnd,
+    describe_exit,
 )
-from pytest_forkd.backends.process.parents import Keep, Parent, describe_exit
+from pytest_forkd.backends.process.parents import Keep, Parent
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
 from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.parent.plan import Plan

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_forkd.backends.base import BackendError
+from pytest_forkd.backends.base import BackendError, describe_exit
 from pytest_forkd.channel.frames import FrameError, FrameSocket
 from pytest_forkd.parent.fingerprint import fingerprint
 from pytest_forkd.parent.kept.answers import PRELOAD_LIMIT, NotAnswering, receive
@@ -29,7 +29,7 @@ from pytest_forkd.parent.kept.store import Entry, Store, StoreError, socket_base
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.process_tree import Process, end_tree
 
-__all__ = ["Keep", "Parent", "describe_exit", "runtime_directory"]
+__all__ = ["Keep", "Parent", "runtime_directory"]
 
 #: Seconds for a process that has been told to end to do so.
 _END_TIMEOUT = 5.0
@@ -503,13 +503,3 @@ def _disown(process: subprocess.Popen[bytes]) -> None:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-def describe_exit(code: int) -> str:
-    """A process's exit code (negative: a signal) in words."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"signal {signal.Signals(-code).name}"
-    except ValueError:
-        return f"signal {-code}"

@@ -24,14 +24,14 @@ from _pytest.config import default_plugins
 from _pytest.outcomes import OutcomeException
 
 from pytest_forkd.parent import processes
-from pytest_forkd.parent.imports.candidates import (
+from pytest_forkd.parent.imports.rewriting import rewriting, without_rewriting
+from pytest_forkd.parent.plan import Plan
+from pytest_forkd.parent.third_party import (
     installed_modules,
     last_module,
     modules_since,
     named_modules,
 )
-from pytest_forkd.parent.imports.rewriting import rewriting, without_rewriting
-from pytest_forkd.parent.plan import Plan
 from pytest_forkd.parent.watch.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.watch.shared import child_processes
 

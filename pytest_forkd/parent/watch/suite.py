@@ -6,7 +6,7 @@ from collections.abc import Container
 from typing import Any
 
 from pytest_forkd.parent.hygiene import capture_fds
-from pytest_forkd.parent.imports.candidates import last_module, modules_since, third_party_modules
+from pytest_forkd.parent.third_party import last_module, modules_since, third_party_modules
 from pytest_forkd.parent.watch.adapters import adapted_fds
 from pytest_forkd.parent.watch.findings import Finding, project_modules
 from pytest_forkd.parent.watch.hooks import hook_findings

@@ -34,15 +34,15 @@ from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
-from pytest_forkd.parent.imports.candidates import (
+from pytest_forkd.parent.imports.importing import note_conftests, watch_imports
+from pytest_forkd.parent.imports.rewriting import plainly_imported, rewriting
+from pytest_forkd.parent.plan import Rewriting
+from pytest_forkd.parent.third_party import (
     import_modules,
     last_module,
     modules_since,
     named_modules,
 )
-from pytest_forkd.parent.imports.importing import note_conftests, watch_imports
-from pytest_forkd.parent.imports.rewriting import plainly_imported, rewriting
-from pytest_forkd.parent.plan import Rewriting
 from pytest_forkd.parent.watch.findings import Finding, project_files
 from pytest_forkd.parent.watch.suite import Watch
 from pytest_forkd.parent.watch.tripwires import WorkerInput

@@ -7,26 +7,25 @@ test's reports come as one message, which is decoded here, in the main loop.
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from xdist.dsession import Interrupted
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
-from pytest_forkd.channel.bounds import line as one_line
-from pytest_forkd.channel.bounds import shown
 from pytest_forkd.channel.deselected import DeselectedItem
-from pytest_forkd.channel.messages import Finished, Unconfigured, unpack_output
+from pytest_forkd.compat.xdist import DistSession, Interrupted
 from pytest_forkd.controller.batched_terminal import batched_terminal
-from pytest_forkd.controller.collector_losses import CollectorLosses, CollectorLost
+from pytest_forkd.controller.collector_answers import CollectorAnswers
+from pytest_forkd.controller.collector_losses import CollectorLosses
 from pytest_forkd.controller.early_imports import EarlyImports
-from pytest_forkd.controller.nodes import ForkdNodeManager, ForkdWorkerController
+from pytest_forkd.controller.node_manager import ForkdNodeManager
+from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.settings import Settings
-from pytest_forkd.controller.suite_memory import WarmMemory, finding_line, warn_about
-from pytest_forkd.controller.worker_events import BadEvent, Inbox
+from pytest_forkd.controller.suite_memory import WarmMemory, finding_line
+from pytest_forkd.controller.worker_ends import WorkerEnds
+from pytest_forkd.controller.worker_events import WorkerEvents
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.gc_tuning import (
     end_when_nothing_is_found,
@@ -43,16 +42,11 @@ from pytest_forkd.scheduling.xdist_repair import top_up
 __all__ = ["ForkdSession"]
 
 
-def _refused(why: str) -> Exception:
-    """What ends a run whose collector has said what cannot be used."""
-    return pytest.exit.Exception(
-        f"pytest-forkd: the collector sent a bad message ({one_line(why)})",
-        int(pytest.ExitCode.INTERNAL_ERROR),
-    )
-
-
-class ForkdSession(CollectorLosses):
+class ForkdSession(DistSession):
     """Registered as ``dsession``, in the place of xdist's.
+
+    It is a :class:`~pytest_forkd.controller.run.Run` to its parts, and a
+    :class:`~pytest_forkd.backends.base.Listener` to the backend.
 
     :param config: the controller's configuration.
     :param settings: what the user asked for.
@@ -68,24 +62,51 @@ class ForkdSession(CollectorLosses):
         super().__init__(config)
         self.settings = settings
         self.backend = backend
+        self.level: str | None = None
         self.memory = WarmMemory(config)
         self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
-        self._level_asked = self._recalled.level
-        self._early = EarlyImports(config, backend, plan, self._recalled.modules, self.memory)
-        self._warm_answer: dict[str, Any] | None = None
-        self.inbox = Inbox(self)
         self.durations = Durations(None, self.warn)
         self._estimates: Estimates | None = None
-        self._reserve = Reserve(self._call_reserve)
+        self._reserve: Reserve[ForkdWorkerController] = Reserve(self._call_reserve)
+        self.events = WorkerEvents(self)
+        self.ends = WorkerEnds(self)
+        self.losses = CollectorLosses(self, self.ends)
+        self.collector = CollectorAnswers(
+            self,
+            warm=settings.warm,
+            recalled=self._recalled,
+            early=EarlyImports(config, backend, plan, self._recalled.modules, self.memory),
+            events=self.events,
+            ends=self.ends,
+            losses=self.losses,
+            handle_event=self.handle_event,
+            choose_nodes=self._choose_nodes,
+        )
+        #: What is done with the events that nodes, the backend and the clock put into the queue.
+        self._event_handlers: dict[str, Callable[..., None]] = {
+            "batch": self.events.receive,
+            "unscheduled": self.worker_unscheduled,
+            "workerfinished": self.worker_workerfinished,
+            "exited": self._worker_exited,
+            "collector_answer": self.collector.answered,
+            "collector_lost": self._collector_lost,
+            "reserve_due": self._reserve_due,
+        }
         # Workers append to a log file that the controller has open, too.
         reopen_log_files()
+
+    @property
+    def nodes(self) -> ForkdNodeManager:
+        """The workers, once the session has been started."""
+        assert self.nodemanager is not None
+        return self.nodemanager
 
     # -- setting up ----------------------------------------------------------------------------
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Set up the nodes, and ask for a collector."""
-        self._session = session
+        self.pytest_session = session
         try:
             self._start_nodes()
         except BaseException as exc:
@@ -110,8 +131,8 @@ class ForkdSession(CollectorLosses):
             check_open_files(len(self.config.option.tx))
         self.nodemanager = ForkdNodeManager(self.config, self.backend, self.settings.testrunuid)
         self.queue = self.nodemanager.events  # type: ignore[assignment]
-        self._active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
-        self._begin(self._level_asked)
+        self.active_nodes.update(self.nodemanager.setup_nodes(putevent=self.queue.put))
+        self.collector.begin(self.collector.level_asked)
         self.durations = Durations.load(self.config, self.warn)  # while the collector works
 
     @pytest.hookimpl
@@ -133,7 +154,7 @@ class ForkdSession(CollectorLosses):
             if self.nodemanager is not None:
                 self.nodemanager.expect_end()
             # While they end: their memory is what takes time to free.
-            self.durations.save(self.inbox.ids or ())
+            self.durations.save(self.events.ids or ())
             self.durations = Durations(None, self.warn)  # less to look through for garbage
             self._estimates = None
             end_when_nothing_is_found()
@@ -147,28 +168,37 @@ class ForkdSession(CollectorLosses):
         if self.terminal:
             without_reports_at_exit(self.terminal)
 
-    def _begin(self, level: str) -> None:
-        assert self.nodemanager is not None
-        self._warm_answer = None
-        request = self.nodemanager.request(
-            self.settings.warm, level, self._early, self._deadly.known
-        )
-        self.backend.begin(request, self.nodemanager.events, self)
+    # -- the loop ------------------------------------------------------------------------------
 
     @pytest.hookimpl
     def pytest_runtestloop(self) -> bool:
         """Wait for the collection, then loop as xdist does."""
-        if not self._settle():
+        if not self.collector.settle():
             return True
-        assert self.nodemanager is not None
+        self._reserve.watch(self.nodes.events)
         try:
             with fewer_full_collections(), batched_terminal(self.terminal) as flush:
-                self.nodemanager.events.before_wait = flush
+                self.nodes.events.before_wait = flush
                 return super().pytest_runtestloop()
         except Interrupted:
-            if self._exit is not None:
-                raise self._exit from None
+            if self.ends.exit is not None:
+                raise self.ends.exit from None
             raise
+
+    def handle_event(self) -> None:
+        """Handle one event; waits for it."""
+        name, kwargs = self.queue.get()
+        self._event_handlers[name](**kwargs)
+
+    def loop_once(self) -> None:
+        """Handle one event, and end the workers once there is nothing left for them."""
+        if not self.active_nodes:
+            self.triggershutdown()
+            raise RuntimeError("Unexpectedly no active workers available")
+        self.handle_event()
+        assert self.sched is not None
+        if self.sched.tests_finished:
+            self.triggershutdown()
 
     @pytest.hookimpl(trylast=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -182,7 +212,7 @@ class ForkdSession(CollectorLosses):
         if self._estimates is None:
             known = self.durations.known(ids)
             self._estimates = Estimates(
-                ids, known, self.inbox.fixtures, self.durations.fixtures, split_scope
+                ids, known, self.events.fixtures, self.durations.fixtures, split_scope
             )
         return self._estimates
 
@@ -197,155 +227,15 @@ class ForkdSession(CollectorLosses):
         if isinstance(self.sched, ForkdScheduling):
             self.sched.withdraw()
 
-    def worker_wants(self, node: ForkdWorkerController, index: int | None) -> None:
-        """A worker waits to be told what comes next; xdist's schedulers have told it already."""
-        if isinstance(self.sched, ForkdScheduling):
-            self.sched.want(node, index)
+    # -- how many workers ----------------------------------------------------------------------
 
-    def _settle(self) -> bool:
-        """Handle events until the warm level is known, and spawn the workers.
-
-        :returns: whether there is anything to run.
-        """
-        assert self.nodemanager is not None
-        while True:
-            answer = self._await_answer()
-            if "warm" in answer:
-                break
-            if "unsuitable" in answer:
-                self._fall_back(answer["unsuitable"])
-            elif "usage_error" in answer:
-                raise pytest.UsageError(*answer["usage_error"])
-            elif "imported_early" in answer:
-                self._early.leave_out(answer["imported_early"])
-                self._begin(self._level_asked)
-            elif "unconfigured" in answer:
-                self._take_unconfigured(**answer["unconfigured"])
-                self._begin(self._level_asked)
-            elif "ended" in answer:
-                ended = answer["ended"]
-                failed = [each for each in ended["events"] if isinstance(each, Unconfigured)]
-                if not failed:
-                    return self._collection_ended(ended)
-                self._take_unconfigured(failed[0].usage, shown(failed[0].text))
-                self._begin(self._level_asked)
-            else:
-                raise _refused(answer["broken"])
-        warm = answer["warm"]
-        self.level = str(warm["level"])
-        self.inbox.workers_collect = self.level == "imports"
-        nodes = list(self.nodemanager.nodes.values())
-        if self.level == "collection":
-            nodes = self._take_collection(warm, nodes)
-        self.nodemanager.spawn_nodes(nodes)
-        self._reserve.watch(self.nodemanager.events)
-        return True
-
-    def _await_answer(self) -> dict[str, Any]:
-        """The collector's next answer; a lost collector is replaced once."""
-        while self._warm_answer is None:
-            self.loop_event()
-        answer, self._warm_answer = self._warm_answer, None
-        return answer
-
-    def worker_collector_answer(self, message: dict[str, Any]) -> None:
-        """The collector has answered; :meth:`_await_answer` waits for this."""
-        self._warm_answer = message
-
-    def loop_event(self) -> None:
-        """Handle one event, before there is a scheduler."""
-        name, kwargs = self.queue.get()
-        getattr(self, f"worker_{name}")(**kwargs)
-
-    def _take_unconfigured(self, usage: bool, text: str) -> None:
-        """A collector or a worker could not be configured, although the controller could.
-
-        :param usage: whether pytest takes that for an error of the user's.
-        :param text: what pytest would say.
-        :raises pytest.UsageError: or :exc:`pytest.exit.Exception`, unless there is another parent
-            to be tried, which has imported nothing early.
-        """
-        why = text.strip().rpartition("\n")[2]
-        if self._early.do_without(why):
-            self.report_line(
-                "forkd: nothing is imported early any more, since a worker cannot be configured "
-                f"then: {one_line(why)}"
-            )
-            return
-        if usage:
-            raise pytest.UsageError(text)
-        self.inbox.show_internal_error(text)
-        raise pytest.exit.Exception(
-            "a worker cannot be configured", int(pytest.ExitCode.INTERNAL_ERROR)
-        )
-
-    def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
-        """A worker that was to configure itself could not; all others will not, either."""
-        if node.down:
-            return  # one of those that another parent's workers have replaced
-        assert self.nodemanager is not None
-        reason = "no worker can be configured"
-        nodes = [each for each in self.nodemanager.nodes.values() if each.spawned and not each.down]
-        try:
-            self._take_unconfigured(usage, text)
-        except BaseException:
-            for each in nodes:
-                if each.ready_at is None:  # interrupted, it would show where
-                    self.backend.signal(each.gateway.id, signal.SIGKILL)
-            raise
-        self.nodemanager.warm = False
-        for each in nodes:
-            each.given_up, each.end = True, WorkerEnd(reason)
-            each._down = True  # it is replaced here, and not once more when its end is told
-        self._begin("imports")
-        answer = self._await_answer()
-        if "warm" not in answer:
-            raise CollectorLost(f"{reason}, and another collector could not begin: {answer}")
-        self.nodemanager.spawn_nodes([])
-        for each in nodes:
-            self._take_out(each)
-            self._replace(each)
-            self._active_nodes.discard(each)
-            each.discard()
-
-    def _fall_back(self, unsuitable: dict[str, Any]) -> None:
-        """The suite cannot share its collection: say why, remember it, go on at level imports."""
-        findings = unsuitable["findings"]
-        if self.terminal and self.config.option.verbose >= -1:
-            # With -q, too, unlike report_line(): later runs say it in the header, which -q hides.
-            self.terminal.write_line(
-                f"forkd: each worker collects for itself: {finding_line(findings[0], self.config)}"
-            )
-        self._early.learn(unsuitable["modules"], complete=unsuitable["complete"])
-        if unsuitable.get("remember", True):
-            self.memory.remember_unsuitable(findings, unsuitable["files"])
-        self._level_asked = "imports"
-        self._begin("imports")
-
-    def _take_collection(
-        self, warm: dict[str, Any], nodes: list[ForkdWorkerController]
+    def _choose_nodes(
+        self, nodes: list[ForkdWorkerController], ids: Sequence[str]
     ) -> list[ForkdWorkerController]:
-        """Report the collection, once for all workers.
-
-        :returns: the nodes that are worth a process.
-        """
-        ids = [str(nodeid) for nodeid in warm["ids"]]
-        if self.inbox.ids is not None:
-            if ids != self.inbox.ids:
-                raise CollectorLost("the collector's replacement found different tests")
-            return nodes
-        self.inbox.ids = ids
-        try:
-            self.inbox.take_fixtures(warm["fixtures"])
-        except BadEvent as exc:
-            raise _refused(str(exc)) from None
-        warn_about(warm["findings"], self.config, self.warn)
-        self._early.learn(warm["modules"], complete=True)
-        self.memory.remember_seconds(warm["seconds"])
-        self._take_events(nodes[0], warm["events"])
+        """The nodes that are worth a worker; the others are done without, or called later."""
         if self.config.getvalue("dist") == "each":
             return nodes
-        nodes = self._keep(nodes, max(1, min(len(nodes), len(ids))))
+        nodes = self._drop_spare(nodes, max(1, min(len(nodes), len(ids))))
         if not self._deals():
             return nodes
         begin = self._reserve.split(nodes, lambda ids: self._estimate(ids, None), ids)
@@ -354,11 +244,21 @@ class ForkdSession(CollectorLosses):
         self._have_workers(len(begin))
         return begin
 
-    def _take_events(self, node: ForkdWorkerController, events: list[Any]) -> None:
-        try:
-            self.inbox.take_collected(node, events)
-        except BadEvent as exc:
-            raise _refused(str(exc)) from None
+    def _drop_spare(
+        self, nodes: list[ForkdWorkerController], count: int
+    ) -> list[ForkdWorkerController]:
+        """Do without the nodes after the first ``count``: there are no tests for them."""
+        for node in nodes[count:]:
+            node.discard()
+            self._do_without(node)
+        self._have_workers(count)
+        for node in nodes[:count]:
+            node.workerinput["workercount"] = count
+        return nodes[:count]
+
+    def _do_without(self, node: ForkdWorkerController) -> None:
+        self.active_nodes.discard(node)
+        self.forget_status(node)
 
     def _have_workers(self, count: int) -> None:
         """Let the options say how many there are: schedulers and plugins wait for so many."""
@@ -371,61 +271,16 @@ class ForkdSession(CollectorLosses):
         return self.settings.own_scheduler and len(hook.get_hookimpls()) == 1
 
     def _call_reserve(self, nodes: Sequence[ForkdWorkerController]) -> None:
-        assert self.nodemanager is not None
-        self._active_nodes.update(nodes)
+        self.active_nodes.update(nodes)
         self._have_workers(len(self.config.option.tx) + len(nodes))
         for node in nodes:
-            self.nodemanager.spawn(node)
+            self.nodes.spawn(node)
 
-    def worker_reserve_due(self) -> None:
+    def _reserve_due(self) -> None:
         """The tests may take longer than was expected."""
-        assert self.nodemanager is not None
-        possible = self.nodemanager.warm and not self.shuttingdown
+        possible = self.nodes.warm and not self.shuttingdown
         work = isinstance(self.sched, ForkdScheduling) and self.sched.has_work
-        self._reserve.due(possible and work, self.nodemanager.events)
-
-    def _do_without(self, node: ForkdWorkerController) -> None:
-        self._active_nodes.discard(node)
-        if self.terminal:
-            self.trdist._status.pop(node.gateway.spec.id, None)
-
-    def _keep(self, nodes: list[ForkdWorkerController], count: int) -> list[ForkdWorkerController]:
-        """Do without the nodes after the first ``count``: there are no tests for them."""
-        for node in nodes[count:]:
-            node.discard()
-            self._do_without(node)
-        self._have_workers(count)
-        for node in nodes[:count]:
-            node.workerinput["workercount"] = count
-        return nodes[:count]
-
-    def _collection_ended(self, ended: dict[str, Any]) -> bool:
-        """The collector's session ended before its run loop: pass on what it had to say."""
-        assert self.nodemanager is not None
-        self.shouldstop = False
-        node = next(iter(self.nodemanager.nodes.values()))
-        events = ended["events"]
-        self._take_events(node, events)
-        self._active_nodes.clear()
-        for event in events:
-            if isinstance(event, Finished):
-                try:
-                    output = unpack_output(event.workeroutput)
-                except ValueError as exc:
-                    raise _refused(f"finished: {exc}") from None
-                reason = output["shouldfail"] or output["shouldstop"]
-                if reason:
-                    raise pytest.Session.Interrupted(str(reason))
-        if node.interruption is not None:
-            kind, message, returncode = node.interruption
-            if kind == "exit":
-                raise pytest.exit.Exception(message, returncode)
-            raise KeyboardInterrupt(message)
-        if node.internal_errors:
-            raise pytest.exit.Exception(
-                "internal error while collecting", int(pytest.ExitCode.INTERNAL_ERROR)
-            )
-        return False
+        self._reserve.due(possible and work, self.nodes.events)
 
     # -- what the backend says (pytest_forkd.backends.base.Listener) ---------------------------
 
@@ -435,16 +290,40 @@ class ForkdSession(CollectorLosses):
 
     def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
         """Its workers die with it: take what they have still sent, then handle the loss."""
-        assert self.nodemanager is not None
-        nodes = self.nodemanager.lose_collector(reason)
+        nodes = self.nodes.lose_collector(reason)
         self.queue.put(("collector_lost", {"reason": reason, "nodes": nodes, "end": end}))
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
         """Let the node take what the worker has still sent, and tell the session then."""
-        assert self.nodemanager is not None
-        node = self.nodemanager.nodes.get(worker)
+        node = self.nodes.nodes.get(worker)
         if node is not None and node.spawned:  # else it is a lie, about nobody
             node.exited(end)
+
+    def _collector_lost(
+        self, reason: str, nodes: list[ForkdWorkerController], end: WorkerEnd | None
+    ) -> None:
+        self.losses.collector_lost(reason, nodes, end, self.collector)
+
+    def _worker_exited(self, node: ForkdWorkerController) -> None:
+        self.losses.worker_exited(node, self.collector)
+
+    # -- what workers say (pytest_forkd.controller.run.Run) ------------------------------------
+
+    def worker_workerfinished(  # type: ignore[override]
+        self, node: ForkdWorkerController
+    ) -> None:
+        """A worker's session has ended."""
+        if not self.ends.interrupted(node):
+            super().worker_workerfinished(node)
+
+    def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
+        """A worker that was to configure itself could not."""
+        self.collector.worker_unconfigured(node, usage, text)
+
+    def worker_wants(self, node: ForkdWorkerController, index: int | None) -> None:
+        """A worker waits to be told what comes next; xdist's schedulers have told it already."""
+        if isinstance(self.sched, ForkdScheduling):
+            self.sched.want(node, index)
 
     def _failed_worker_collectreport(
         self, node: Any, rep: pytest.CollectReport | pytest.TestReport
@@ -453,11 +332,9 @@ class ForkdSession(CollectorLosses):
 
         xdist knows a failure again by its representation, most kinds of which are equal to none.
         """
-        key = (rep.nodeid, str(rep.longrepr))
-        if key not in self._failed_collection_errors:
-            self._failed_collection_errors[key] = True
+        if self.is_new_collection_error((rep.nodeid, str(rep.longrepr))):
             self.config.hook.pytest_collectreport(report=rep)
-            self._handlefailures(rep)
+            self.stop_after_failures(rep)
 
     def worker_collectionfinish(self, node: Any, ids: Any) -> None:
         """A worker is ready to be given tests."""
@@ -472,6 +349,8 @@ class ForkdSession(CollectorLosses):
                 node.given.pop(index, None)
             super().worker_unscheduled(node, indices)
 
+    # -- what is shown -------------------------------------------------------------------------
+
     def warn(self, text: str) -> None:
         """Have the summary show a warning; where warnings are errors, the run goes on, too."""
         try:
@@ -483,7 +362,3 @@ class ForkdSession(CollectorLosses):
         """Have the summary say how many tests were deselected, as it does in a plain run."""
         if self.terminal and items:
             self.terminal.stats.setdefault("deselected", []).extend(items)
-
-    def worker_batch(self, node: ForkdWorkerController, payload: bytes) -> None:
-        """A message of a worker."""
-        self.inbox.receive(node, payload)

@@ -1,26 +1,20 @@
-"""How the session takes the end of its workers: in good order, worn out, or dead."""
+"""How a run takes the end of its workers: in good order, worn out, or dead."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
 
 import pytest
-from _pytest.outcomes import Exit
-from xdist.dsession import DSession
 
 from pytest_forkd.controller.crash_report import crash_report
-from pytest_forkd.controller.nodes import ForkdNodeManager, ForkdWorkerController
+from pytest_forkd.controller.nodes import ForkdWorkerController
+from pytest_forkd.controller.run import Run, RunLost
 from pytest_forkd.scheduling import ForkdScheduling
 from pytest_forkd.scheduling.xdist_repair import run_again, take_out
 
-if TYPE_CHECKING:
-    from pytest_forkd.backends.base import Backend
-    from pytest_forkd.controller.worker_events import Inbox
-
-__all__ = ["RunLost", "WorkerEnds"]
+__all__ = ["WorkerEnds"]
 
 #: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
 _SERVER_GRACE = 0.02
@@ -28,98 +22,107 @@ _SERVER_GRACE = 0.02
 _MAX_UNEXPLAINED = 2
 
 
-class RunLost(Exit):
-    """The run cannot go on, for no fault of the suite's; pytest shows this in one line."""
+class WorkerEnds:
+    """Reports what a worker's end has cost, and replaces the worker where it is missed.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
-
-
-class WorkerEnds(DSession):
-    """The part of the session that is about workers that end.
-
-    :param config: the controller's configuration.
+    :param run: whose workers they are.
     """
 
-    backend: Backend
-    inbox: Inbox
-    nodemanager: ForkdNodeManager | None
-
-    def __init__(self, config: pytest.Config) -> None:
-        super().__init__(config)
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._config = run.config
         self._unexplained = 0
         #: What the run is to end with, if a worker has said so.
-        self._exit: Exception | None = None
+        self.exit: Exception | None = None
 
-    def worker_exited(self, node: ForkdWorkerController) -> None:
+    def exited(self, node: ForkdWorkerController) -> None:
         """A worker's process has ended, in good order or not."""
         assert node.end is not None
         if not node.down:
-            self.worker_errordown(node, f"Not properly terminated: {node.end.reason}")
+            self.died(node, f"Not properly terminated: {node.end.reason}")
         node.discard()
 
-    def worker_errordown(  # type: ignore[override]
-        self, node: ForkdWorkerController, error: object | None
-    ) -> None:
-        """A worker died: blame the test that was running, and replace the worker."""
-        node._down = True
-        self.config.hook.pytest_testnodedown(node=node, error=error)
-        crashitem, more = self._take_out(node)
+    def died(self, node: ForkdWorkerController, error: object | None) -> None:
+        """A worker died: blame the test that was running, and replace the worker.
+
+        :raises RunLost: if no worker can be made.
+        """
+        run = self._run
+        node.mark_down()
+        self._config.hook.pytest_testnodedown(node=node, error=error)
+        crashitem, more = self.take_out(node)
         if node.end is not None and node.end.blameless:
-            self.report_line(f"\nforkd: worker {node.gateway.id} is lost: {node.end.reason}")
-            if crashitem:
-                run_again(self.sched, node, crashitem)
-            if crashitem or self._is_missed(more):
-                self._replace(node)
-            self._active_nodes.discard(node)
+            run.report_line(f"\nforkd: worker {node.gateway.id} is lost: {node.end.reason}")
+            self.make_up_for(node, crashitem, more)
             return
         if node.end is not None and node.end.unborn:
-            self._active_nodes.discard(node)
-            if not self._active_nodes:
+            run.active_nodes.discard(node)
+            if not run.active_nodes:
                 raise RunLost(f"no worker can be made: {node.end.reason}")
             return  # the others do its part
         if crashitem:
-            self.handle_crashitem(crashitem, node)
-        self._failed_nodes_count += 1
-        limit = self._max_worker_restart
-        if limit is not None and self._failed_nodes_count > limit:
-            if limit == 0:
-                message = f"worker {node.gateway.id} crashed and worker restarting disabled"
-            else:
-                message = f"maximum crashed workers reached: {limit}"
-            self._summary_report = message
-            self.report_line(f"\n{message}")
-            if not getattr(self._session, "testsfailed", 0):  # or it would end with success
-                self.shouldstop = message
-            self.triggershutdown()
+            self.report_crash(crashitem, node)
+        if not run.count_failed_node():
+            self._stop_replacing(node)
         elif self._is_missed(more):
-            self.report_line(f"\nreplacing crashed worker {node.gateway.id}")
-            self._replace(node)
-        self._active_nodes.discard(node)
+            run.report_line(f"\nreplacing crashed worker {node.gateway.id}")
+            self.replace(node)
+        run.active_nodes.discard(node)
+
+    def _stop_replacing(self, node: ForkdWorkerController) -> None:
+        run = self._run
+        if run.max_worker_restart == 0:
+            message = f"worker {node.gateway.id} crashed and worker restarting disabled"
+        else:
+            message = f"maximum crashed workers reached: {run.max_worker_restart}"
+        run.summarize(message)
+        run.report_line(f"\n{message}")
+        if not getattr(run.pytest_session, "testsfailed", 0):  # or it would end with success
+            run.shouldstop = message
+        run.triggershutdown()
+
+    def make_up_for(self, node: ForkdWorkerController, interrupted: str | None, more: bool) -> None:
+        """Run again what a worker was running that was lost for no fault of its tests.
+
+        :param node: taken out already.
+        :param interrupted: the id of the test.
+        :param more: whether there is other work for a replacement.
+        """
+        if interrupted:
+            run_again(self._run.sched, node, interrupted)
+        if interrupted or self._is_missed(more):
+            self.replace(node)
+        self._run.active_nodes.discard(node)
 
     def _is_missed(self, more: bool) -> bool:
-        return more or (isinstance(self.sched, ForkdScheduling) and self.sched.has_work)
+        sched = self._run.sched
+        return more or (isinstance(sched, ForkdScheduling) and sched.has_work)
 
     def _end_exhausted(self, node: ForkdWorkerController) -> None:
         """A worker has ended its session since its machine is worn out: have another one go on."""
-        self.config.hook.pytest_testnodedown(node=node, error=None)
-        _nothing, more = self._take_out(node)
+        run = self._run
+        self._config.hook.pytest_testnodedown(node=node, error=None)
+        _nothing, more = self.take_out(node)
         line = f"\nforkd: worker {node.gateway.id} leaves its machine: {node.exhausted}"
         if self._is_missed(more):
-            self.report_line(f"{line}; replacing it")
-            self._replace(node)
+            run.report_line(f"{line}; replacing it")
+            self.replace(node)
         else:
-            self.report_line(line)
-        self._active_nodes.discard(node)
-        self.backend.signal(node.gateway.id, signal.SIGKILL)  # it may not be able to leave
+            run.report_line(line)
+        run.active_nodes.discard(node)
+        run.backend.signal(node.gateway.id, signal.SIGKILL)  # it may not be able to leave
 
-    def _replace(self, node: ForkdWorkerController) -> None:
-        self.shuttingdown = False
-        clone: Any = self._clone_node(node)
-        assert self.nodemanager is not None
-        self.nodemanager.replaced(clone)
+    def replace(self, node: ForkdWorkerController) -> None:
+        """Have another worker made in the place of one that has ended."""
+        self._run.shuttingdown = False
+        self._run.nodes.replaced(self._run.clone_node(node))
 
-    def _take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
+    def take_out(self, node: ForkdWorkerController) -> tuple[str | None, bool]:
+        """Take a dead worker from the scheduler.
+
+        :returns: the id of the test that it was running, if any, and whether a replacement has
+            work.
+        """
         end = node.end
         if end is not None and end.abrupt and not end.blameless and node.running is None:
             # It may have begun a test and not been heard. Once that is chance; if it happens again
@@ -127,43 +130,44 @@ class WorkerEnds(DSession):
             self._unexplained += 1
             if self._unexplained > _MAX_UNEXPLAINED and node.given:
                 node.running = next(iter(node.given))
-        running = None if node.running is None else self.inbox.nodeid(node, node.running)
-        return take_out(self.sched, node, running)
+        running = None if node.running is None else node.nodeid(node.running)
+        return take_out(self._run.sched, node, running)
 
-    def handle_crashitem(  # type: ignore[override]
-        self, nodeid: str, worker: ForkdWorkerController
-    ) -> None:
+    def report_crash(self, nodeid: str, node: ForkdWorkerController) -> None:
         """Report a test as failed because its worker died."""
         if threading.active_count() > 1:
             # What the worker told a plugin's server (pytest-rerunfailures has one) just before it
             # died may not have been read yet, and decides whether the test runs again.
             time.sleep(_SERVER_GRACE)
-        report = crash_report(nodeid, worker)
-        self.config.hook.pytest_handlecrashitem(crashitem=nodeid, report=report, sched=self.sched)
-        self.config.hook.pytest_runtest_logreport(report=report)
-        self._handlefailures(report)
+        report = crash_report(nodeid, node)
+        hook = self._config.hook
+        hook.pytest_handlecrashitem(crashitem=nodeid, report=report, sched=self._run.sched)
+        hook.pytest_runtest_logreport(report=report)
+        self._run.stop_after_failures(report)
 
-    def worker_workerfinished(  # type: ignore[override]
-        self, node: ForkdWorkerController
-    ) -> None:
-        """A worker's session has ended; it may want the whole run to end."""
+    def interrupted(self, node: ForkdWorkerController) -> bool:
+        """A worker's session has ended; it may want the whole run to end.
+
+        :returns: whether it does, or is worn out, so that nothing is left to be done here.
+        """
+        run = self._run
         interruption = node.interruption
         if interruption is None and not node.internal_errors:
             if node.exhausted is None:
-                super().worker_workerfinished(node)
-            else:
-                self._end_exhausted(node)
-            return
-        self.config.hook.pytest_testnodedown(node=node, error=None)
+                return False
+            self._end_exhausted(node)
+            return True
+        self._config.hook.pytest_testnodedown(node=node, error=None)
         if interruption is None:
             reason = f"worker {node.gateway.id} had an internal error"
-            self._exit = pytest.exit.Exception(reason, int(pytest.ExitCode.INTERNAL_ERROR))
+            self.exit = pytest.exit.Exception(reason, int(pytest.ExitCode.INTERNAL_ERROR))
         elif interruption[0] == "exit":
             reason = interruption[1]
-            self._exit = pytest.exit.Exception(reason, interruption[2])
+            self.exit = pytest.exit.Exception(reason, interruption[2])
         else:
             reason = f"{node} received keyboard-interrupt"
-        self.shouldstop = self.shouldstop or reason or "exit"
-        if self.sched is not None and node in self.sched.nodes:
-            self.sched.remove_node(node)
-        self._active_nodes.discard(node)
+        run.shouldstop = run.shouldstop or reason or "exit"
+        if run.sched is not None and node in run.sched.nodes:
+            run.sched.remove_node(node)
+        run.active_nodes.discard(node)
+        return True

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -22,12 +22,10 @@ from pytest_forkd.channel.deselected import deselected_items
 from pytest_forkd.channel.short_reports import PassedReports
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.received_warnings import rebuild_warning
+from pytest_forkd.controller.run import Run
 from pytest_forkd.scheduling import SharedFixtures
 
-if TYPE_CHECKING:
-    from pytest_forkd.controller.session import ForkdSession
-
-__all__ = ["BadEvent", "Inbox"]
+__all__ = ["BadEvent", "WorkerEvents"]
 
 
 #: Events that a worker may send before the next test begins: reports of subtests, warnings.
@@ -47,19 +45,19 @@ class WorkerInternalError(Exception):
     """Carries the traceback of an internal error in a worker, as text."""
 
 
-class Inbox:
+class WorkerEvents:
     """Turns the messages of workers into calls of the session's ``worker_*`` methods.
 
     See :mod:`pytest_forkd.channel.events` for the events. A handler checks one, takes note of it at
     the node, and returns what is then to be told to the session. Only a handler's own failure is
     the worker's fault.
 
-    :param session: whose methods are called.
+    :param run: whose methods are called.
     """
 
-    def __init__(self, session: ForkdSession) -> None:
-        self._session = session
-        self._config = session.config
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._config = run.config
         #: The ids of the items, as all workers have them; ``None`` until they are known.
         self.ids: list[str] | None = None
         #: Which fixtures they share.
@@ -162,11 +160,11 @@ class Inbox:
         node.location = event.location
         node.held.clear()
         node.passed = None
-        return partial(self._session.worker_logstart, node, nodeid, event.location)
+        return partial(self._run.worker_logstart, node, nodeid, event.location)
 
     def _on_logstart(self, node: ForkdWorkerController, event: messages.Logstart) -> _Tell:
         self._check_current(node, event.nodeid)
-        return partial(self._session.worker_logstart, node, event.nodeid, event.location)
+        return partial(self._run.worker_logstart, node, event.nodeid, event.location)
 
     def _on_logfinish(self, node: ForkdWorkerController, event: messages.Logfinish) -> _Tell:
         current = self._current(node)
@@ -175,7 +173,7 @@ class Inbox:
             if event.location is None:
                 raise BadEvent("no location")
         location = node.location if event.location is None else event.location
-        return self._hold(node, partial(self._session.worker_logfinish, node, current, location))
+        return self._hold(node, partial(self._run.worker_logfinish, node, current, location))
 
     def _check_current(self, node: ForkdWorkerController, nodeid: str) -> None:
         if nodeid != self._current(node):
@@ -195,7 +193,7 @@ class Inbox:
     def _report(self, node: ForkdWorkerController, report: pytest.TestReport) -> _Tell:
         if node.running is not None:
             node.last_report = report
-        return self._hold(node, partial(self._session.worker_testreport, node, report))
+        return self._hold(node, partial(self._run.worker_testreport, node, report))
 
     @staticmethod
     def _hold(node: ForkdWorkerController, tell: Callable[[], None]) -> _Tell:
@@ -240,13 +238,13 @@ class Inbox:
         if node.running is None or node.running != index:
             raise BadEvent(f"item {index} was not running")
         if event.phases is not None and node.ids is self.ids:
-            self._session.durations.record(index, list(event.phases))
+            self._run.durations.record(index, list(event.phases))
         node.running = node.passed = None
         return partial(self._complete, node, index, event.seconds)
 
     def _complete(self, node: ForkdWorkerController, index: int, seconds: float) -> None:
         self._tell_held(node)
-        self._session.worker_runtest_protocol_complete(node, index, seconds)
+        self._run.worker_runtest_protocol_complete(node, index, seconds)
 
     @staticmethod
     def _tell_held(node: ForkdWorkerController) -> None:
@@ -258,10 +256,10 @@ class Inbox:
         index = event.index
         if index is not None and index != node.running and index not in node.given:
             raise BadEvent(f"item {index} is not its to run")
-        return partial(self._session.worker_wants, node, index)
+        return partial(self._run.worker_wants, node, index)
 
     def _on_fixture(self, node: ForkdWorkerController, event: messages.Fixture) -> _Tell:
-        self._session.durations.record_fixture(event.key, event.seconds)
+        self._run.durations.record_fixture(event.key, event.seconds)
         return None
 
     def _on_unscheduled(self, node: ForkdWorkerController, event: messages.Unscheduled) -> _Tell:
@@ -275,7 +273,7 @@ class Inbox:
             self.nodeid(node, index)
             if index not in node.given or index not in asked:
                 raise BadEvent(f"item {index} is not its to give back")
-        return partial(self._session.worker_unscheduled, node, indices)
+        return partial(self._run.worker_unscheduled, node, indices)
 
     # -- collection ----------------------------------------------------------------------------
 
@@ -288,7 +286,7 @@ class Inbox:
         report = self._deserialize(data)
         if not isinstance(report, pytest.CollectReport) or report.passed:
             raise BadEvent("not a collection report")
-        return partial(self._session.worker_collectreport, node, report)
+        return partial(self._run.worker_collectreport, node, report)
 
     def _on_deselected(self, node: ForkdWorkerController, event: messages.Deselected) -> _Tell:
         # Every worker that collects for itself deselects the same items.
@@ -298,14 +296,14 @@ class Inbox:
         self._deselected += len(event.items)
         if self._deselected > MAX_VALUES:
             raise BadEvent(f"more than {MAX_VALUES} tests")
-        return partial(self._session.add_deselected, deselected_items(event.items))
+        return partial(self._run.add_deselected, deselected_items(event.items))
 
     def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> _Tell:
         message = rebuild_warning(messages.check_warning(event.data))
         if event.when == "runtest" and event.nodeid:
             self._check_current(node, event.nodeid)
         return partial(
-            self._session.worker_warning_recorded,
+            self._run.worker_warning_recorded,
             message,
             event.when,
             event.nodeid,
@@ -320,20 +318,20 @@ class Inbox:
             name: shown(value) if isinstance(value, str) else value
             for name, value in event.info.items()
         }
-        sched = self._session.sched
+        sched = self._run.sched
         if self.workers_collect and sched is not None and sched.collection_is_completed:
             # A replacement: schedulers want to be told of it and of its collection at once.
             node.ready = info
             return None
         if self.ids is None or self.workers_collect:
-            return partial(self._session.worker_workerready, node, info)
+            return partial(self._run.worker_workerready, node, info)
         node.ids = self.ids
         return partial(self._join, node, info, self.ids)
 
     def _join(self, node: ForkdWorkerController, info: Any, ids: list[str]) -> None:
         if info is not None:
-            self._session.worker_workerready(node, info)
-        self._session.worker_collectionfinish(node, ids)
+            self._run.worker_workerready(node, info)
+        self._run.worker_collectionfinish(node, ids)
 
     def _on_ids(self, node: ForkdWorkerController, event: messages.Ids) -> _Tell:
         self._check_collecting(node)
@@ -352,7 +350,7 @@ class Inbox:
             self.ids = ids
             self.fixtures = table
             assert node.ready_at is not None
-            self._session.memory.remember_seconds(time.monotonic() - node.ready_at)
+            self._run.memory.remember_seconds(time.monotonic() - node.ready_at)
         elif fixtures is not None and ids == self.ids:
             self.take_fixtures(fixtures)
         node.ids = self.ids if ids == self.ids else ids
@@ -373,7 +371,7 @@ class Inbox:
 
     def _on_interrupted(self, node: ForkdWorkerController, event: messages.Interrupted) -> _Tell:
         node.interruption = (event.kind, shown(event.message), event.returncode)
-        return self._session.stop_dealing
+        return self._run.stop_dealing
 
     def _on_internal_error(
         self, node: ForkdWorkerController, event: messages.InternalError
@@ -394,7 +392,7 @@ class Inbox:
     def _on_unconfigured(self, node: ForkdWorkerController, event: messages.Unconfigured) -> _Tell:
         if not self.workers_collect or node.ready_at is not None:
             raise BadEvent("its session has begun")
-        return partial(self._session.worker_unconfigured, node, event.usage, shown(event.text))
+        return partial(self._run.worker_unconfigured, node, event.usage, shown(event.text))
 
     def _on_finished(self, node: ForkdWorkerController, event: messages.Finished) -> _Tell:
         output = messages.unpack_output(event.workeroutput)

@@ -1,0 +1,1 @@
+"""Every reach into what is private to pytest, pluggy, xdist, execnet and CPython; one file each."""

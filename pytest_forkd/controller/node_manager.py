@@ -1,0 +1,175 @@
+"""xdist's node manager, over a backend that makes clones."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from dataclasses import asdict
+from typing import Any
+
+import execnet
+import pytest
+from xdist.workermanage import NodeManager
+
+from pytest_forkd.backends.base import (
+    Backend,
+    BackendError,
+    CollectorGone,
+    RunRequest,
+    WorkerEnd,
+)
+from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.controller.early_imports import EarlyImports
+from pytest_forkd.controller.nodes import ForkdWorkerController
+from pytest_forkd.controller.run_request import make_request
+
+__all__ = ["ForkdNodeManager"]
+
+
+class ForkdNodeManager(NodeManager):
+    """Makes nodes over a backend instead of over execnet's own gateways.
+
+    :param config: the controller's configuration.
+    :param backend: started, and closed by :meth:`teardown_nodes`.
+    :param testrunuid: of this run.
+    """
+
+    def __init__(self, config: pytest.Config, backend: Backend, testrunuid: str) -> None:
+        super().__init__(config)
+        self.testrunuid = testrunuid
+        self.backend = backend
+        self.events = EventQueue()
+        self.nodes: dict[str, ForkdWorkerController] = {}
+        #: Whether there is a collector that forks workers.
+        self.warm = False
+        #: Nodes that were made in the place of others while there was none.
+        self._waiting: dict[ForkdWorkerController, None] = {}
+
+    def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
+        """Make a node; its process is spawned at once if there is a collector to fork it."""
+        ours, theirs = socket.socketpair()
+        io = SocketIO(ours, self.group.execmodel)
+        gateway = CloneGateway(io, spec, self.events, self.backend.rinfo())
+        self.group._register(gateway)
+        self.config.hook.pytest_xdist_newgateway(gateway=gateway)
+        node = ForkdWorkerController(self, gateway, self.config, self.events, theirs)
+        gateway.node = node  # type: ignore[attr-defined]
+        self.nodes[gateway.id] = node
+        node.setup()
+        if self.warm:
+            self.spawn(node)
+        return node
+
+    def spawn(self, node: ForkdWorkerController) -> None:
+        """Have a node's process made; if that fails, the node has died."""
+        try:
+            node.spawn(self.backend)
+        except CollectorGone:
+            # Its loss is told in a moment, and another one makes the process.
+            self.warm = False
+            self._waiting[node] = None
+        except BackendError as exc:
+            node.exited(WorkerEnd(str(exc)))
+
+    def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
+        """The collector is ready: have these nodes' processes made, and those of later ones.
+
+        So are those of nodes that have taken another's place while there was no collector: the run
+        would wait for them for ever.
+        """
+        self.warm = True
+        waiting, self._waiting = self._waiting, {}
+        for node in [*nodes, *waiting]:
+            self.spawn(node)
+
+    def replaced(self, node: ForkdWorkerController) -> None:
+        """A node has taken another's place; its process is made once there is a collector."""
+        if not node.spawned:
+            self._waiting[node] = None
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there are nodes that wait for a collector."""
+        return bool(self._waiting)
+
+    def request(
+        self, warm: str, level: str, early: EarlyImports, deadly: dict[str, dict[str, Any]]
+    ) -> RunRequest:
+        """What the collector has to know about this run; see :class:`RunRequest`."""
+        modules, rewriting = early.modules, early.rewriting()
+        nodes = list(self.nodes.values())
+        request = make_request(self.config, nodes[0].workerinput)
+        request.nodes = [node.packed_workerinput() for node in nodes]
+        request.basetemp = nodes[0].basetemp
+        request.warm, request.level, request.deadly = warm, level, deadly
+        request.modules, request.scan, request.exclude = (
+            modules.names,
+            not modules.complete,
+            early.plan.exclude,
+        )
+        request.skip = early.plan.skip
+        request.rewriting = None if rewriting is None else asdict(rewriting)
+        request.testpaths = [str(path) for path in self.config.getini("testpaths")]
+        return request
+
+    def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
+        """The collector has died: no node can be spawned until there is another.
+
+        :returns: the nodes that it takes along, once everything they sent has been read.
+        """
+        self.warm = False
+        nodes = [node for node in self.nodes.values() if node.spawned and not node.down]
+        deadline = time.monotonic() + 1.0
+        for node in nodes:
+            # They die a moment after it, and may report until then.
+            while not node.gateway.drain() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            if node.end is None:  # else it died before, for a reason of its own
+                node.end = WorkerEnd(reason)
+        return nodes
+
+    def kill_workers(self) -> None:
+        """End all workers, for others to take their places."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                self.backend.signal(node.gateway.id, signal.SIGKILL)
+
+    def expect_end(self) -> None:
+        """Have the collector leave while there is something else to do, if its workers have."""
+        if self.warm and all(node.down for node in self.nodes.values() if node.spawned):
+            self.backend.ask_to_end()
+
+    def teardown_nodes(self) -> None:
+        """End every worker, then the collector and the parent.
+
+        Workers that are still in a session, because the controller's was interrupted, are
+        interrupted, too, so that their fixtures are torn down. A second Ctrl-C ends all at once.
+        """
+        try:
+            if self.warm:
+                self._interrupt_workers()
+                self.backend.end_run(self.EXIT_TIMEOUT)
+            else:
+                self.backend.interrupt()
+        except KeyboardInterrupt:
+            pass  # asked twice: close() kills whatever is left
+        finally:
+            self.backend.close()
+            for node in self.nodes.values():
+                node.discard()
+                # execnet would start a thread for each gateway to wait for its process.
+                if node.gateway in self.group:
+                    self.group._unregister(node.gateway)
+            self.group._gateways_to_join.clear()
+            self.events.close()
+
+    def _interrupt_workers(self) -> None:
+        """Interrupt every worker whose session goes on; Ctrl-C reaches the controller only."""
+        for node in self.nodes.values():
+            if node.spawned and not node.down:
+                if node.ids is None:
+                    # While it collects, pytest 8.0 takes the interruption for a module's error;
+                    # the worker would wait for tests to run. It has none that this would start.
+                    node.shutdown()
+                self.backend.signal(node.gateway.id, signal.SIGINT)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_forkd.backends.base import BackendError
-from pytest_forkd.backends.process.parents import runtime_directory
+from pytest_forkd.backends.process.launching import runtime_directory
 from pytest_forkd.controller.settings import Settings, make_backend
 from pytest_forkd.parent.plan import Plan
 from tests.conftest import TIMEOUT, Runner

@@ -17,7 +17,7 @@ import pytest
 import pytest_forkd
 from pytest_forkd.backends.base import Backend
 from pytest_forkd.backends.process import parents
-from pytest_forkd.backends.process.parents import runtime_directory
+from pytest_forkd.backends.process.launching import runtime_directory
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.controller.settings import Settings, make_backend
 from pytest_forkd.parent.plan import Plan

@@ -8,7 +8,7 @@ import socket
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.parent.plan import Plan
 
 __all__ = [

@@ -41,7 +41,8 @@ def _doctor(options: argparse.Namespace) -> int:
         from pytest_forkd.qemu import doctor as diagnosis
 
         return show(diagnosis.examine())
-    from pytest_forkd.forkd.doctor import Question, examine
+    from pytest_forkd.forkd.doctor import examine
+    from pytest_forkd.forkd.guest_doctor import Question
 
     return show(
         examine(

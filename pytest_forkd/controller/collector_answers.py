@@ -15,14 +15,16 @@ import pytest
 from pytest_forkd.backends.base import WorkerEnd
 from pytest_forkd.channel.bounds import line as one_line
 from pytest_forkd.channel.bounds import shown
-from pytest_forkd.channel.messages import Finished, Unconfigured, unpack_output
+from pytest_forkd.channel.messages import Finished, Unconfigured
+from pytest_forkd.channel.report_schema import unpack_output
 from pytest_forkd.controller.collector_losses import CollectorLosses, CollectorLost
 from pytest_forkd.controller.early_imports import EarlyImports
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.run import Run
 from pytest_forkd.controller.suite_memory import Recalled, finding_line, warn_about
 from pytest_forkd.controller.worker_ends import WorkerEnds
-from pytest_forkd.controller.worker_events import BadEvent, WorkerEvents
+from pytest_forkd.controller.worker_errors import BadEvent, show_internal_error
+from pytest_forkd.controller.worker_events import WorkerEvents
 
 __all__ = ["CollectorAnswers"]
 
@@ -231,7 +233,7 @@ class CollectorAnswers:
             return
         if usage:
             raise pytest.UsageError(text)
-        self._events.show_internal_error(text)
+        show_internal_error(self._run.config, text)
         raise pytest.exit.Exception(
             "a worker cannot be configured", int(pytest.ExitCode.INTERNAL_ERROR)
         )

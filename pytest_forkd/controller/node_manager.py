@@ -19,7 +19,8 @@ from pytest_forkd.backends.base import (
     RunRequest,
     WorkerEnd,
 )
-from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.event_queue import EventQueue
+from pytest_forkd.channel.gateway import CloneGateway, SocketIO
 from pytest_forkd.controller.early_imports import EarlyImports
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.run_request import make_request

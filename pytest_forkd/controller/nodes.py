@@ -16,8 +16,9 @@ from xdist.workermanage import Marker, WorkerController
 from pytest_forkd.backends.base import Backend, CollectorGone, WorkerEnd
 from pytest_forkd.channel.bounds import line
 from pytest_forkd.channel.claims import Claims, claims_file
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.events import pack_object
-from pytest_forkd.channel.gateway import CloneGateway, EventQueue
+from pytest_forkd.channel.gateway import CloneGateway
 from pytest_forkd.channel.short_reports import PassedItem
 from pytest_forkd.channel.wire import CHANNEL_ID
 

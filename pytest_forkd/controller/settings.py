@@ -286,7 +286,7 @@ def make_backend(settings: Settings, plan: Plan) -> Backend | None:
     if sys.platform == "darwin" and settings.backend == "auto":
         return None
     from pytest_forkd.backends.process.backend import ProcessBackend
-    from pytest_forkd.backends.process.parents import Keep
+    from pytest_forkd.backends.process.launching import Keep
 
     keep = Keep(settings.keep, settings.keep_max, tuple(settings.keep_ignore_env))
     return ProcessBackend(plan, keep)

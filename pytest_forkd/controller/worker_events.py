@@ -19,13 +19,15 @@ from pytest_forkd.channel import messages
 from pytest_forkd.channel.bounds import MAX_COLLECTED_BYTES, MAX_MESSAGE_BYTES, MAX_VALUES, shown
 from pytest_forkd.channel.bounds import line as one_line
 from pytest_forkd.channel.deselected import deselected_items
+from pytest_forkd.channel.report_schema import check_report, check_warning, unpack_output
 from pytest_forkd.channel.short_reports import PassedReports
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.received_warnings import rebuild_warning
 from pytest_forkd.controller.run import Run
+from pytest_forkd.controller.worker_errors import BadEvent, describe, show_internal_error
 from pytest_forkd.scheduling import SharedFixtures
 
-__all__ = ["BadEvent", "WorkerEvents"]
+__all__ = ["WorkerEvents"]
 
 
 #: Events that a worker may send before the next test begins: reports of subtests, warnings.
@@ -35,14 +37,6 @@ _MAX_INTERNAL_ERRORS = 100
 
 #: What is left to be done with an event once it has been checked.
 _Tell = Callable[[], object] | None
-
-
-class BadEvent(Exception):
-    """An event that no worker of ours would send."""
-
-
-class WorkerInternalError(Exception):
-    """Carries the traceback of an internal error in a worker, as text."""
 
 
 class WorkerEvents:
@@ -85,7 +79,7 @@ class WorkerEvents:
         try:
             events = messages.decode_events(payload)
         except Exception as exc:
-            node.broke_protocol(_describe(exc))
+            node.broke_protocol(describe(exc))
             return
         node.chatter += len(events)
         if node.chatter > _MAX_CHATTER:
@@ -99,7 +93,7 @@ class WorkerEvents:
                 tell = handlers[type(event)](node, event)
             except Exception as exc:
                 name = messages.names_of_events()[type(event)]
-                node.broke_protocol(f"{name}: {_describe(exc)}")
+                node.broke_protocol(f"{name}: {describe(exc)}")
                 return
             if tell is not None:
                 tell()
@@ -117,7 +111,7 @@ class WorkerEvents:
                 tell = self._handlers[type(event)](node, event)
             except Exception as exc:
                 name = messages.names_of_events()[type(event)]
-                raise BadEvent(f"{name}: {_describe(exc)}") from exc
+                raise BadEvent(f"{name}: {describe(exc)}") from exc
             if tell is not None:
                 tell()
 
@@ -180,7 +174,7 @@ class WorkerEvents:
             raise BadEvent(f"it speaks of {nodeid!r}, which it does not run")
 
     def _on_report(self, node: ForkdWorkerController, event: messages.Report) -> _Tell:
-        data = messages.check_report(event.data, of_test=True)
+        data = check_report(event.data, of_test=True)
         self._check_current(node, data["nodeid"])
         for name, value in self._added(node).items():
             if data.get(name, value) != value:
@@ -282,7 +276,7 @@ class WorkerEvents:
     ) -> _Tell:
         if node.ids is not None:
             raise BadEvent("it has collected already")
-        data = messages.check_report(event.data, of_test=False)
+        data = check_report(event.data, of_test=False)
         report = self._deserialize(data)
         if not isinstance(report, pytest.CollectReport) or report.passed:
             raise BadEvent("not a collection report")
@@ -299,7 +293,7 @@ class WorkerEvents:
         return partial(self._run.add_deselected, deselected_items(event.items))
 
     def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> _Tell:
-        message = rebuild_warning(messages.check_warning(event.data))
+        message = rebuild_warning(check_warning(event.data))
         if event.when == "runtest" and event.nodeid:
             self._check_current(node, event.nodeid)
         return partial(
@@ -379,15 +373,7 @@ class WorkerEvents:
         node.internal_errors += 1
         if node.internal_errors > _MAX_INTERNAL_ERRORS:
             raise BadEvent(f"more than {_MAX_INTERNAL_ERRORS} of them")
-        return partial(self.show_internal_error, shown(event.text))
-
-    def show_internal_error(self, text: str) -> None:
-        """Have plugins show the traceback of an internal error in another process."""
-        try:
-            raise WorkerInternalError(text)
-        except WorkerInternalError:
-            excinfo = pytest.ExceptionInfo.from_current()
-            self._config.hook.pytest_internalerror(excrepr=text, excinfo=excinfo)
+        return partial(show_internal_error, self._config, shown(event.text))
 
     def _on_unconfigured(self, node: ForkdWorkerController, event: messages.Unconfigured) -> _Tell:
         if not self.workers_collect or node.ready_at is not None:
@@ -395,7 +381,7 @@ class WorkerEvents:
         return partial(self._run.worker_unconfigured, node, event.usage, shown(event.text))
 
     def _on_finished(self, node: ForkdWorkerController, event: messages.Finished) -> _Tell:
-        output = messages.unpack_output(event.workeroutput)
+        output = unpack_output(event.workeroutput)
         stopped = node.interruption is not None or node.internal_errors > 0
         if node.running is not None and not stopped:
             raise BadEvent(f"it has not completed {self.nodeid(node, node.running)!r}")
@@ -412,10 +398,3 @@ class WorkerEvents:
     def _finish(self, node: ForkdWorkerController, output: dict[str, Any]) -> None:
         self._tell_held(node)
         node.finished(output)
-
-
-def _describe(exc: Exception) -> str:
-    """What is wrong with a message, by what its handling has raised."""
-    if isinstance(exc, (BadEvent, ValueError)):
-        return str(exc)
-    return f"{type(exc).__name__}: {exc}"

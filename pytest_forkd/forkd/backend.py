@@ -23,7 +23,7 @@ from pytest_forkd.machines.machine import Link, Machine, MachineError
 from pytest_forkd.machines.working_tree import Project, SyncSettings
 
 if TYPE_CHECKING:
-    from pytest_forkd.channel.gateway import EventQueue
+    from pytest_forkd.channel.event_queue import EventQueue
     from pytest_forkd.forkd.client import Client, Sandbox
     from pytest_forkd.forkd.ledger import Ledger
 

@@ -191,7 +191,7 @@ def _report(client: Client, tag: str, options: argparse.Namespace) -> int:
     :returns: the exit status.
     """
     from pytest_forkd.console.checks import show
-    from pytest_forkd.forkd.doctor import Question, look_into_guest
+    from pytest_forkd.forkd.guest_doctor import Question, look_into_guest
 
     try:
         found = next((each for each in client.snapshots() if each.tag == tag), None)

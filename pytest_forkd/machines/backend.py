@@ -31,12 +31,13 @@ from pytest_forkd.backends.base import (
     WorkerEnd,
     describe_exit,
 )
-from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.machines import host as hosts
 from pytest_forkd.machines.fleet import CLOSE_LIMIT, Fleet
 from pytest_forkd.machines.guest_environment import for_guests
 from pytest_forkd.machines.guest_messages import ANSWERS
 from pytest_forkd.machines.host import Entry, Host, Place
+from pytest_forkd.machines.no_collection import no_collection
 from pytest_forkd.machines.working_tree import Project
 
 __all__ = ["Host", "MachinesBackend", "Place"]
@@ -227,7 +228,7 @@ class MachinesBackend(Fleet, Backend):
         if not self._answered:
             if self._entries or any(self._making.values()):
                 return  # another one may still answer
-            self._tell_answer(self._no_answer(reason, collecting))
+            self._tell_answer(self._no_collection(reason, collecting))
         elif not self._usable_hosts() and not self._branching():
             self._no_hosts(reason)
         elif self._failures > limit:
@@ -238,28 +239,9 @@ class MachinesBackend(Fleet, Backend):
         else:
             self._deal_soon()
 
-    def _no_answer(self, reason: str, collecting: bool) -> dict[str, Any]:
-        """What to tell the session instead of a collection.
-
-        A guest ends with the process that collects in it, so it cannot tell which file was being
-        imported. Workers are children of that process: it tells how they end.
-        """
+    def _no_collection(self, reason: str, collecting: bool) -> dict[str, Any]:
         assert self._request is not None
-        if not collecting or self._level != "collection":
-            return {"usage_error": [f"pytest-forkd: {reason}"]}
-        if self._request.warm != "auto":
-            hint = "If a test file ends whoever imports it, --forkd-warm=imports names it."
-            return {"usage_error": [f"pytest-forkd: {reason}\n{hint}"]}
-        finding = {"what": f"the machine that was to collect is lost ({reason})", "path": None}
-        return {
-            "unsuitable": {
-                "findings": [finding],
-                "modules": [],
-                "complete": False,
-                "files": [],
-                "remember": False,
-            }
-        }
+        return no_collection(self._request, self._level, reason, collecting=collecting)
 
     def _no_hosts(self, reason: str) -> None:
         """No host is left that could make a machine."""

@@ -1,7 +1,7 @@
 """What a guest may say, checked: a guest is not trusted, whatever it was when it was made.
 
-What it says as a collector is described in :mod:`pytest_forkd.channel.messages`. Each check here
-takes the value that came with a message's key and returns it, as far as it is used.
+What it says as a collector is described in :mod:`pytest_forkd.channel.collector_messages`. Each
+check here takes the value that came with a message's key and returns it, as far as it is used.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pytest_forkd.channel.bounds import shown
+from pytest_forkd.channel.collector_messages import check_collected, only_entry
 from pytest_forkd.channel.frames import FrameError
-from pytest_forkd.channel.messages import check_collected, only_entry
 
 __all__ = ["ANSWERS", "NO_SESSION", "check"]
 

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from pytest_forkd.channel.collector_messages import Collected
 from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.frames import FrameError
-from pytest_forkd.channel.messages import Collected
 from pytest_forkd.channel.mux import (
     CONTROL,
     FILES,

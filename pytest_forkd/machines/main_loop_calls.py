@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pytest_forkd.channel.gateway import EventQueue
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.machines.machine import MachineError
 
 __all__ = ["Mailbox"]

@@ -36,28 +36,28 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
+from pytest_forkd.compat.tracebacks import stack
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
 from pytest_forkd.parent.imports.preloading import (
     Preloaded,
     Unsafe,
-    environ_changes,
-    learn,
+    learn_more,
     preload,
+    start_anew,
 )
 from pytest_forkd.parent.imports.stamps import Stamps, process_start
 from pytest_forkd.parent.kept.entries import Place
 from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.parent.third_party import third_party_packages
+from pytest_forkd.parent.worker.collector_fork import collect, leave_parent
 from pytest_forkd.runtime import frozen_gc as frozen
 
-__all__ = ["main", "start_anew"]
+__all__ = ["main"]
 
 #: Seconds to wait for a first controller.
 _FIRST_CONNECTION_LIMIT = 60.0
-#: After so many modules that must not be imported early, none is.
-_MAX_SKIPPED = 8
 
 
 def main(argv: list[str]) -> int:
@@ -107,18 +107,6 @@ def main(argv: list[str]) -> int:
         return _Parent(listener, plan, preloaded, stamps, keeping).run()
 
 
-def start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
-    """Run this program again, in the same process, without the package that cannot be preloaded."""
-    skip = {**plan.skip, unsafe.package: str(unsafe)}
-    if len(skip) > _MAX_SKIPPED:
-        skip = {"*": f"none is imported early, since too many cannot be: {', '.join(skip)}"}
-    rest = [arg for arg in argv if not arg.startswith("--skip=")]
-    main_file = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
-    os.execv(  # noqa: S606 - no shell is wanted
-        sys.executable, [*main_file, *rest, f"--skip={json.dumps(skip)}"]
-    )
-
-
 class _Parent:
     def __init__(
         self,
@@ -149,7 +137,7 @@ class _Parent:
     def run(self) -> int:
         for end in (self.listener, self.wakeup, self.wakeup_write):
             end.setblocking(False)
-        signal.signal(signal.SIGCHLD, _ignore)  # a handler, so that the wake-up fd is written
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the wake-up fd is written
         signal.set_wakeup_fd(self.wakeup_write.fileno(), warn_on_full_buffer=False)
         if self.keep:
             for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -345,43 +333,18 @@ class _Parent:
         stderr: int,
         request: dict[str, Any],
         files: CrashFiles,
-    ) -> None:
+    ) -> NoReturn:
         """Run the collector in this fresh fork; does not return."""
         status = 70  # EX_SOFTWARE of sysexits.h
         try:
-            processes.die_with(parent_pid)
-            if not os.read(known, 1):
-                os._exit(status)
-            os.close(known)
-            # Should the parent be killed, the controller, which knows of this process by now, ends
-            # it: after all that descends from it, which nobody could find any more if this process
-            # died first.
-            processes.die_with(None)
-            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
-                if signal.getsignal(signum) is not signal.SIG_IGN:
-                    signal.signal(signum, signal.SIG_DFL)
-            signal.set_wakeup_fd(-1)
-            self.selector.close()
-            self.listener.close()
-            self.wakeup.close()
-            self.wakeup_write.close()
-            for each in self.connections:
+            leave_parent(parent_pid, known)
+            ours: list[Any] = [self.selector, self.listener, self.wakeup, self.wakeup_write]
+            for each in ours + self.connections:
                 each.close()
             os.dup2(stderr, 2)
             os.close(stderr)
-            environ = request["environ"]
-            for name, (before, after) in self.preloaded.environ.items():
-                # What imports have set is part of what the suite would find after its own, unless
-                # the controller has set something else since.
-                if environ.get(name) == before:
-                    environ[name] = after
-            from pytest_forkd.parent.worker.collector import run_collector
-
-            channel = FrameSocket(socket.socket(fileno=connection))
-            status = run_collector(channel, request, files=files)
+            status = collect(connection, request, self.preloaded.environ, files)
         except BaseException as exc:
-            from pytest_forkd.parent.frames import stack
-
             sys.stderr.write(f"{stack(exc)}\n")
         finally:
             with contextlib.suppress(Exception):
@@ -422,22 +385,14 @@ class _Parent:
         """Import what the last run has imported, now that nobody waits for this process."""
         self.mark("learning")
         names, self.to_learn = self.to_learn, []
-        own_path, own_environ = list(sys.path), dict(os.environ)
-        sys.path[:0] = self.plan.path
         frozen.thaw()
         try:
             with self.stamps.recorded():
-                self.preloaded.early |= learn(names, self.plan)
+                learn_more(names, self.plan, self.preloaded)
         except Unsafe as exc:
             self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
-        sys.path[:] = own_path
-        self.preloaded.environ.update(environ_changes(own_environ))
         frozen.freeze()
         self.stamps.take()
         if self.stamps.doubtful:
             self.ending = f"{self.stamps.doubtful} was written while it was loaded"
         self.mark("ready")
-
-
-def _ignore(signum: int, frame: object) -> None:
-    """Do nothing; see signal.set_wakeup_fd."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError, RunRequest
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.exec_stream import StreamError
-from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.mux import OPEN, data_frames
 from pytest_forkd.machines.backend import Host, MachinesBackend, Place
 from pytest_forkd.machines.machine import Machine, MachineError

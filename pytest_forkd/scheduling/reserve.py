@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from pytest_forkd.scheduling.estimates import Estimates
 
 if TYPE_CHECKING:
-    from pytest_forkd.channel.gateway import EventQueue
+    from pytest_forkd.channel.event_queue import EventQueue
     from pytest_forkd.scheduling.node import Node
 
 __all__ = ["CALL_AFTER", "PATIENCE", "WORTH_A_WORKER", "Reserve", "workers_worth"]

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from pytest_forkd.channel import gateway as gateway_module
 from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
-from pytest_forkd.channel.gateway import CloneGateway, EventQueue, SocketIO
+from pytest_forkd.channel.event_queue import EventQueue
+from pytest_forkd.channel.gateway import CloneGateway, SocketIO
 from pytest_forkd.channel.wire import CHANNEL_ID, ChannelClosed, WorkerChannel
 from tests.unit import no_longer_than, property_based
 from tests.unit.test_frames import cut

@@ -18,7 +18,7 @@ from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES, check_json
 from pytest_forkd.channel.events import pack_object
 from pytest_forkd.channel.messages import names_of_events
 from pytest_forkd.channel.packing import pack_report
-from pytest_forkd.controller.worker_events import WorkerEvents
+from pytest_forkd.controller import worker_events
 from tests.unit.test_frames import json_values
 from tests.unit.test_passed import passed_report
 
@@ -163,11 +163,12 @@ def test_whatever_a_worker_sends_is_about_its_own_test_or_ends_it(
     message: bytes, request: pytest.FixtureRequest
 ) -> None:
     session: Any = Session(request.config)
-    node, inbox = Node(), WorkerEvents(session)
-    inbox.ids = IDS
+    node, events = Node(), worker_events.WorkerEvents(session)
+    events.ids = IDS
     hook = request.config.hook
-    inbox.show_internal_error = lambda text: None  # type: ignore[method-assign]
-    inbox.receive(node, message)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_events, "show_internal_error", lambda config, text: None)
+        events.receive(node, message)
     if node.end is not None:
         assert isinstance(node.end, str)
     terminal = request.config.pluginmanager.getplugin("terminalreporter")

@@ -15,10 +15,10 @@ import pytest
 
 from pytest_forkd import __version__
 from pytest_forkd.backends.base import BackendError, RunRequest, WorkerEnd
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.exchange import Answer, Request
 from pytest_forkd.channel.exec_stream import ExecStream, StreamError
 from pytest_forkd.channel.frames import MAX_FRAME_BYTES
-from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.channel.mux import (
     CONTROL,
     FILES,

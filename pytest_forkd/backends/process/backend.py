@@ -23,15 +23,16 @@ from pytest_forkd.backends.base import (
     WorkerEnd,
     describe_exit,
 )
-from pytest_forkd.backends.process.parents import Keep, Parent
+from pytest_forkd.backends.process.launching import Keep
+from pytest_forkd.backends.process.parents import Parent
+from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket
-from pytest_forkd.channel.gateway import EventQueue
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.limits import which_limit
 from pytest_forkd.runtime.process_tree import Process, end_tree
 
 if TYPE_CHECKING:
-    from pytest_forkd.channel.messages import Collected
+    from pytest_forkd.channel.collector_messages import Collected
 
 __all__ = ["ProcessBackend"]
 
@@ -113,7 +114,7 @@ class ProcessBackend(Backend):
         events.unregister(control)
         events.register(control, self._read_control)
         self._ending = False
-        from pytest_forkd.channel.messages import Collected  # the parent works meanwhile
+        from pytest_forkd.channel.collector_messages import Collected  # the parent works meanwhile
 
         self._collected = Collected()
         self._collector_pid = self._collector_status = self._collector_left = None
@@ -208,7 +209,7 @@ class ProcessBackend(Backend):
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
         if "broken" not in message:  # else it is our own
-            from pytest_forkd.channel.messages import check_collected, only_entry
+            from pytest_forkd.channel.collector_messages import check_collected, only_entry
 
             assert self._collected is not None
             name, value = only_entry(message)

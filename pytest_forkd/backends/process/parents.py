@@ -10,26 +10,31 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError, describe_exit
+from pytest_forkd.backends.process.launching import (
+    RUNTIME_FILES,
+    Keep,
+    disown,
+    launch,
+    runtime_directory,
+    wait_for_end,
+)
 from pytest_forkd.channel.frames import FrameError, FrameSocket
+from pytest_forkd.console.tables import duration
 from pytest_forkd.parent.fingerprint import fingerprint
 from pytest_forkd.parent.kept.answers import PRELOAD_LIMIT, NotAnswering, receive
 from pytest_forkd.parent.kept.entries import remove_directory
-from pytest_forkd.parent.kept.store import Entry, Store, StoreError, socket_bases
+from pytest_forkd.parent.kept.store import Entry, Store, StoreError
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.process_tree import Process, end_tree
 
-__all__ = ["Keep", "Parent", "runtime_directory"]
+__all__ = ["Parent"]
 
 #: Seconds for a process that has been told to end to do so.
 _END_TIMEOUT = 5.0
@@ -37,52 +42,6 @@ _END_TIMEOUT = 5.0
 _MAX_ATTEMPTS = 3
 #: Characters of what a parent said before it died.
 _MAX_LOG = 2000
-#: What may be in a run's own directory.
-_RUNTIME_FILES = ("parent", "probe")
-
-
-def runtime_directory() -> Path:
-    """Make a private directory (mode 0700) for a run's socket.
-
-    In ``XDG_RUNTIME_DIR`` if that is set, else where temporary files go.
-
-    :raises BackendError: if none can be made or written to.
-    """
-    error: OSError | None = None
-    for base in socket_bases(len("/pytest-forkd-12345678")):
-        try:
-            path = Path(tempfile.mkdtemp(prefix="pytest-forkd-", dir=base))
-        except OSError as exc:
-            error = error or exc
-            continue
-        try:
-            (path / "probe").write_bytes(b"\0" * 4096)  # a full disk may still take a directory
-            (path / "probe").unlink()
-        except OSError as exc:
-            error = error or exc
-            remove_directory(path, _RUNTIME_FILES)
-            continue
-        return path
-    reason = f": {error.strerror}: {error.filename}" if error is not None else ""
-    raise BackendError(
-        f"cannot write to a temporary directory{reason}\n"
-        "Set TMPDIR to a directory with free space that you may write to."
-    )
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Whether and how parents are kept.
-
-    :ivar seconds: for which one is kept after a run; 0 for one that ends with it.
-    :ivar most: how many are kept for this user.
-    :ivar ignored: patterns of environment variables that make no other parent; those with ``!`` in
-        front do.
-    """
-
-    seconds: float = 0.0
-    most: int = 4
-    ignored: tuple[str, ...] = ()
 
 
 class Parent:
@@ -151,7 +110,7 @@ class Parent:
                 self._launch(directory / "parent", None)
             finally:
                 # Nobody else is to connect, so nothing of the run needs a name any more.
-                remove_directory(directory, _RUNTIME_FILES)
+                remove_directory(directory, RUNTIME_FILES)
         if self._process is not None:
             self._open()
 
@@ -240,56 +199,8 @@ class Parent:
 
     def _launch(self, path: Path, entry: Entry | None) -> None:
         """Start a parent that listens at ``path``, and connect to it."""
-        with contextlib.ExitStack() as stack:
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            # Bound here and handed on: the first connection cannot come too early.
-            listener.bind(str(path) if entry is None else entry.socket_path)
-            listener.listen(16)
-            plan = stack.enter_context(tempfile.TemporaryFile())
-            self._plan.write(plan.fileno())
-            package = Path(__file__).resolve().parents[1]
-            command = [
-                sys.executable,
-                *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
-                str(package / "parent" / "__main__.py"),
-                f"--listen-fd={listener.fileno()}",
-                f"--plan-fd={plan.fileno()}",
-            ]
-            output: Any = None
-            if entry is not None:
-                # Who reads this run's output waits until nobody has it open any more.
-                output = stack.enter_context(entry.create("log"))
-                command += [f"--directory={entry.path}", f"--keep={self._keep.seconds}"]
-            else:
-                command.append(f"--controller={os.getpid()}")
-            try:
-                # In a session of its own: Ctrl-C on a terminal reaches the controller alone, which
-                # interrupts each worker once, and a test that asks the terminal gets an error.
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=[listener.fileno(), plan.fileno()],
-                    start_new_session=True,
-                )
-            except OSError as exc:
-                raise BackendError(f"cannot start the parent process: {exc}") from exc
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.control = FrameSocket(sock)
-            try:
-                process = Process.running(self._process.pid)
-                if entry is not None and process is not None:
-                    entry.write_process(process, self._plan.project)
-                sock.connect(str(path) if entry is None else entry.socket_path)
-            except BaseException:
-                self._process.kill()
-                self._process.wait()
-                self._process = None
-                self.control.close()
-                self.control = None
-                raise
-            self._confirmed = True
+        self._process, self.control = launch(self._plan, path, entry, self._keep.seconds)
+        self._confirmed = True
 
     # -- greeted -------------------------------------------------------------------------------
 
@@ -367,7 +278,7 @@ class Parent:
             )
         if self._process is None:
             age = hello["age"]
-            self.origin = "parent shared" if age is None else f"kept parent ({_duration(age)} old)"
+            self.origin = "parent shared" if age is None else f"kept parent ({duration(age)} old)"
         self.hello = hello
         return None
 
@@ -417,7 +328,7 @@ class Parent:
         if self.control is not None:
             self.control.close()
         if self._process is not None and self._process.poll() is None:
-            _disown(self._process)
+            disown(self._process)
         self._forget()
 
     def replace(self, plan: Plan) -> None:
@@ -445,13 +356,13 @@ class Parent:
         if self._process is not None:
             if not self._keep.seconds:
                 # It kills what descends from it as soon as its connection is closed.
-                released = _wait(self._process, _END_TIMEOUT)
+                released = wait_for_end(self._process, _END_TIMEOUT)
                 if not released:
                     self.end_own()
             elif self.hello is None:
                 self._call_off(self._process)
             else:
-                _disown(self._process)
+                disown(self._process)
         self._forget()
         if self._store is not None:
             self._store.close()
@@ -483,23 +394,6 @@ class Parent:
         if process.poll() is None and entry.exists() and entry.state == "preloading":
             self.end_own()
         elif process.poll() is None:
-            _disown(process)
+            disown(process)
         else:
             entry.remove()
-
-
-def _wait(process: subprocess.Popen[bytes], timeout: float) -> bool:
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
-def _disown(process: subprocess.Popen[bytes]) -> None:
-    """Let a process live on without the warning that nobody has waited for it."""
-    process.returncode = 0
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

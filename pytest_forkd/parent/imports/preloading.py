@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import platform
 import random
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from _pytest.config import default_plugins
 from _pytest.outcomes import OutcomeException
@@ -35,8 +36,10 @@ from pytest_forkd.parent.third_party import (
 from pytest_forkd.parent.watch.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.watch.shared import child_processes
 
-__all__ = ["Preloaded", "Unsafe", "environ_changes", "learn", "preload"]
+__all__ = ["Preloaded", "Unsafe", "environ_changes", "learn_more", "preload", "start_anew"]
 
+#: After so many modules that must not be imported early, none is.
+_MAX_SKIPPED = 8
 #: Categories of warnings that Python and pytest ignore by default.
 _IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
 #: What pytest, xdist and this plugin import later, while a collector configures itself: the plugin
@@ -172,6 +175,21 @@ def learn(names: list[str], plan: Plan) -> set[str]:
     return early
 
 
+def learn_more(names: list[str], plan: Plan, preloaded: Preloaded) -> None:
+    """Import modules that a run has imported, in a parent that is at rest.
+
+    :param preloaded: what the parent has imported, which is added to.
+    :raises Unsafe: at the first one that makes a difference.
+    """
+    own_path, own_environ = list(sys.path), dict(os.environ)
+    sys.path[:0] = plan.path
+    try:
+        preloaded.early |= learn(names, plan)
+    finally:
+        sys.path[:] = own_path
+        preloaded.environ.update(environ_changes(own_environ))
+
+
 @dataclass
 class _Before:
     """What was there before anything was imported."""
@@ -189,3 +207,15 @@ def _check(package: str, before: _Before, caught: list[warnings.WarningMessage] 
         raise Unsafe(package, f"when it is imported, {findings[0].what}")
     if random.getstate() != before.seeds:
         raise Unsafe(package, "seeds or draws random numbers when it is imported")
+
+
+def start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
+    """Run this program again, in the same process, without the package that cannot be preloaded."""
+    skip = {**plan.skip, unsafe.package: str(unsafe)}
+    if len(skip) > _MAX_SKIPPED:
+        skip = {"*": f"none is imported early, since too many cannot be: {', '.join(skip)}"}
+    rest = [arg for arg in argv if not arg.startswith("--skip=")]
+    main_file = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
+    os.execv(  # noqa: S606 - no shell is wanted
+        sys.executable, [*main_file, *rest, f"--skip={json.dumps(skip)}"]
+    )

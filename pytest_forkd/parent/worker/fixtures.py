@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.parent.frames import left_out
+from pytest_forkd.compat.tracebacks import left_out
 
 __all__ = ["FixtureTimer", "fixture_table"]
 

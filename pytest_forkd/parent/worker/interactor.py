@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -26,9 +25,11 @@ from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.deselected import described
 from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.short_reports import PytestAlone, as_passed
-from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
-from pytest_forkd.parent.frames import left_out
+from pytest_forkd.channel.wire import WorkerChannel
+from pytest_forkd.compat.pluggy import change_arguments
+from pytest_forkd.compat.tracebacks import left_out
 from pytest_forkd.parent.worker.fixtures import FixtureTimer, fixture_table
+from pytest_forkd.parent.worker.item_queue import ItemQueue
 from pytest_forkd.parent.worker.outbox import Outbox
 
 __all__ = ["Interactor"]
@@ -61,12 +62,8 @@ class Interactor(WorkerInteractor):
         self.session: Any = None
         #: Events that have not been sent yet.
         self.outbox = Outbox(config)
-        self._channel: WorkerChannel | None = None
-        self._claims: Claims | None = None
+        self._items = ItemQueue(self.outbox, self._clock, lambda: len(self.session.items))
         self._exhausted: Callable[[], str | None] | None = None
-        self._queue: collections.deque[Any] = collections.deque()
-        #: Items that need no claim.
-        self._regained: set[int] = set()
         #: The item that is running, and whether the one after it has been decided on.
         self._item: pytest.Item | None = None
         self._decided = False
@@ -109,8 +106,7 @@ class Interactor(WorkerInteractor):
 
         :param exhausted: see :class:`pytest_forkd.parent.worker.nursery.Birth`.
         """
-        self._channel = channel
-        self._claims = claims
+        self._items.attach(channel, claims)
         self._exhausted = exhausted
         self.outbox.attach(channel)
 
@@ -124,7 +120,7 @@ class Interactor(WorkerInteractor):
     @pytest.hookimpl
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
-        if self._channel is not None:
+        if self._items.attached:
             self.send_ready()
 
     @pytest.hookimpl(hookwrapper=True)
@@ -177,7 +173,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if self._channel is not None:
+        if self._items.attached:
             ids = [item.nodeid for item in session.items]
             # All workers collect the same: one of them tells what is shared.
             table = fixture_table(session.items) if self._is_first() else None
@@ -264,7 +260,7 @@ class Interactor(WorkerInteractor):
         """The next item: for certain once it is decided on, and the likely one before that."""
         index = self.nextitem_index
         if not self._decided:
-            index = self._queue[0] if self._queue else Marker.SHUTDOWN
+            index = self._items.likely()
         return self.session.items[index] if isinstance(index, int) else None
 
     def _decide(self) -> None:
@@ -290,13 +286,9 @@ class Interactor(WorkerInteractor):
 
         :returns: whether that is possible with this version of pluggy.
         """
-        caller: Any = self.config.hook.pytest_runtest_teardown
-        execute = getattr(caller, "_hookexec", None)
-        if not callable(execute):
-            return False
 
         @left_out
-        def decide_and_execute(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
+        def decide(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
             __tracebackhide__ = True  # a traceback shows what it shows in a plain run
             session = self.session
             if (
@@ -305,14 +297,10 @@ class Interactor(WorkerInteractor):
                 and self._getpid() == self._pid  # not in what the test has forked
             ):
                 self._decide()
-                kwargs = {**kwargs, "nextitem": self._nextitem()}
-            return execute(name, methods, kwargs, firstresult)
+                return {**kwargs, "nextitem": self._nextitem()}
+            return kwargs
 
-        try:
-            caller._hookexec = decide_and_execute
-        except AttributeError:
-            return False
-        return True
+        return change_arguments(self.config.hook.pytest_runtest_teardown, decide)
 
     def _fixture_was_set_up(self, key: str, seconds: float) -> None:
         self.outbox.append(["fixture", key, round(seconds, 5)])
@@ -381,57 +369,9 @@ class Interactor(WorkerInteractor):
                 self._ran = True
         return duration
 
-    # -- commands ------------------------------------------------------------------------------
-
     def _next_index(self) -> Any:
         """The next item's index, or ``Marker.SHUTDOWN``; waits for one, reporting first."""
-        while True:
-            self._receive(wait=False)
-            while self._queue:
-                index = self._queue.popleft()
-                if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
-                    return index
-            # Until it is answered; what comes may have been taken back before it was read.
-            self.outbox.append(["want", self._last])
-            self.outbox.flush()
-            start = self._clock()
-            self._receive(wait=True)
-            seconds = self._clock() - start
-            self._waiting += seconds
-            self._elsewhere += seconds
-
-    def _receive(self, *, wait: bool) -> None:
-        assert self._channel is not None
-        try:
-            commands = self._channel.commands(wait=wait)
-        except ChannelClosed:
-            self._queue.append(Marker.SHUTDOWN)
-            return
-        for name, kwargs in commands:
-            if name == "runtests":
-                self._queue.extend(kwargs["indices"])
-            elif name == "runtests_all":
-                self._queue.extend(range(len(self.session.items)))
-            elif name == "shutdown":
-                self._queue.append(Marker.SHUTDOWN)
-            elif name == "steal":
-                self.steal(kwargs["indices"])
-            elif name == "regain":
-                # Taken back without a word, and given again: the controller holds the claim.
-                again = set(kwargs["indices"])
-                self._drop(again)
-                self._regained |= again
-
-    def steal(self, indices: Any) -> None:
-        """Give back the items at ``indices`` that are still queued."""
-        self.outbox.append(["unscheduled", self._drop(set(indices))])
-        self.outbox.flush()
-
-    def _drop(self, wanted: set[int]) -> list[int]:
-        """Take out of the queue what is in it of ``wanted``."""
-        found = [index for index in self._queue if index in wanted]
-        self._queue = collections.deque(index for index in self._queue if index not in wanted)
-        return found
-
-    def _claim(self, index: int) -> bool:
-        return self._claims is None or self._claims.claim(index)
+        index, seconds = self._items.next(self._last)
+        self._waiting += seconds
+        self._elsewhere += seconds
+        return index

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from _pytest.config import ConftestImportFailure
 
-from pytest_forkd.parent.frames import stack
+from pytest_forkd.compat.tracebacks import stack
 
 __all__ = ["reason"]
 

@@ -1,0 +1,147 @@
+"""Starting a parent process, and the directory for its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest_forkd
+from pytest_forkd.backends.base import BackendError
+from pytest_forkd.channel.frames import FrameSocket
+from pytest_forkd.parent.kept.entries import remove_directory
+from pytest_forkd.parent.kept.store import Entry, socket_bases
+from pytest_forkd.parent.plan import Plan
+from pytest_forkd.runtime.process_tree import Process
+
+__all__ = ["RUNTIME_FILES", "Keep", "disown", "launch", "runtime_directory", "wait_for_end"]
+
+#: What may be in a run's own directory.
+RUNTIME_FILES = ("parent", "probe")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Whether and how parents are kept.
+
+    :ivar seconds: for which one is kept after a run; 0 for one that ends with it.
+    :ivar most: how many are kept for this user.
+    :ivar ignored: patterns of environment variables that make no other parent; those with ``!`` in
+        front do.
+    """
+
+    seconds: float = 0.0
+    most: int = 4
+    ignored: tuple[str, ...] = ()
+
+
+def runtime_directory() -> Path:
+    """Make a private directory (mode 0700) for a run's socket.
+
+    In ``XDG_RUNTIME_DIR`` if that is set, else where temporary files go.
+
+    :raises BackendError: if none can be made or written to.
+    """
+    error: OSError | None = None
+    for base in socket_bases(len("/pytest-forkd-12345678")):
+        try:
+            path = Path(tempfile.mkdtemp(prefix="pytest-forkd-", dir=base))
+        except OSError as exc:
+            error = error or exc
+            continue
+        try:
+            (path / "probe").write_bytes(b"\0" * 4096)  # a full disk may still take a directory
+            (path / "probe").unlink()
+        except OSError as exc:
+            error = error or exc
+            remove_directory(path, RUNTIME_FILES)
+            continue
+        return path
+    reason = f": {error.strerror}: {error.filename}" if error is not None else ""
+    raise BackendError(
+        f"cannot write to a temporary directory{reason}\n"
+        "Set TMPDIR to a directory with free space that you may write to."
+    )
+
+
+def launch(
+    plan: Plan, path: Path, entry: Entry | None, keep: float
+) -> tuple[subprocess.Popen[bytes], FrameSocket]:
+    """Start a parent that listens, and connect to it.
+
+    :param plan: what it is to import.
+    :param path: of its socket, where it is not to be kept.
+    :param entry: where it is to be found by other runs; ``None`` if it is not to be kept.
+    :param keep: seconds for which it is kept.
+    :returns: its process, and the connection.
+    :raises BackendError: if it cannot be started.
+    """
+    with contextlib.ExitStack() as stack:
+        address = str(path) if entry is None else entry.socket_path
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        # Bound here and handed on: the first connection cannot come too early.
+        listener.bind(address)
+        listener.listen(16)
+        plan_file = stack.enter_context(tempfile.TemporaryFile())
+        plan.write(plan_file.fileno())
+        package = Path(pytest_forkd.__file__).resolve().parent
+        command = [
+            sys.executable,
+            *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+            str(package / "parent" / "__main__.py"),
+            f"--listen-fd={listener.fileno()}",
+            f"--plan-fd={plan_file.fileno()}",
+        ]
+        output: Any = None
+        if entry is not None:
+            # Who reads this run's output waits until nobody has it open any more.
+            output = stack.enter_context(entry.create("log"))
+            command += [f"--directory={entry.path}", f"--keep={keep}"]
+        else:
+            command.append(f"--controller={os.getpid()}")
+        try:
+            # In a session of its own: Ctrl-C on a terminal reaches the controller alone, which
+            # interrupts each worker once, and a test that asks the terminal gets an error.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[listener.fileno(), plan_file.fileno()],
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise BackendError(f"cannot start the parent process: {exc}") from exc
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        control = FrameSocket(sock)
+        try:
+            running = Process.running(process.pid)
+            if entry is not None and running is not None:
+                entry.write_process(running, plan.project)
+            sock.connect(address)
+        except BaseException:
+            process.kill()
+            process.wait()
+            control.close()
+            raise
+        return process, control
+
+
+def wait_for_end(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Whether a process ends within ``timeout`` seconds."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def disown(process: subprocess.Popen[bytes]) -> None:
+    """Let a process live on without the warning that nobody has waited for it."""
+    process.returncode = 0

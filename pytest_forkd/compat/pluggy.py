@@ -1,0 +1,36 @@
+"""What is private to pluggy. Read in, and checked with, pluggy 1.5 and 1.6."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pytest_forkd.compat.tracebacks import left_out
+
+__all__ = ["change_arguments"]
+
+
+def change_arguments(caller: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:
+    """Have a hook's implementations called with other arguments than its caller is.
+
+    pluggy has no hook for that: its hook caller is given another function to execute the
+    implementations with.
+
+    :param caller: such as ``config.hook.pytest_runtest_teardown``.
+    :param change: gets the arguments, returns those that implementations are to get.
+    :returns: whether that is possible with this version of pluggy.
+    """
+    execute = getattr(caller, "_hookexec", None)
+    if not callable(execute):
+        return False
+
+    @left_out
+    def execute_changed(name: str, methods: Any, kwargs: Any, firstresult: bool) -> object:
+        __tracebackhide__ = True
+        return execute(name, methods, change(kwargs), firstresult)
+
+    try:
+        caller._hookexec = execute_changed
+    except AttributeError:
+        return False
+    return True

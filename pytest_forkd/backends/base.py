@@ -146,11 +146,11 @@ class Backend(abc.ABC):
     #: As in ``--forkd-backend``.
     name: str
     #: Whether controller and worker can lock the same file.
-    shares_files: bool
+    can_lock_files: bool
     #: Whether what the collector says may decide what is imported outside of it, in later runs.
     trusted: bool = True
     #: Seconds of collecting from which on it is worth while to collect once for all workers.
-    worth_sharing: float = 0.0
+    min_shared_collection_seconds: float = 0.0
 
     @abc.abstractmethod
     def start(self) -> None:

@@ -35,7 +35,7 @@ __all__ = [
     "ExecStream",
     "ExecWay",
     "StreamError",
-    "Way",
+    "Transport",
     "open_way",
 ]
 
@@ -81,7 +81,7 @@ class _ExecResult(Protocol):
     def exit_code(self) -> int: ...
 
 
-class Way(Protocol):
+class Transport(Protocol):
     """Takes an exchange into the guest."""
 
     #: How many bytes of the stream one exchange should carry.
@@ -193,7 +193,7 @@ class ExecWay:
 def open_way(
     evaluate: Callable[[str, float], _EvalResult] | None,
     execute: Callable[[list[str], float], _ExecResult],
-) -> Way:
+) -> Transport:
     """The way into the guest that works: eval, else exec.
 
     :raises StreamError: if neither does.
@@ -231,7 +231,7 @@ class ExecStream:
     """
 
     def __init__(
-        self, way: Way, generation: int = 1, *, silence_limit: float = SILENCE_LIMIT
+        self, way: Transport, generation: int = 1, *, silence_limit: float = SILENCE_LIMIT
     ) -> None:
         self._way = way
         self._generation = generation

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-__all__ = ["asked"]
+__all__ = ["option_or_ini"]
 
 
-def asked(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
+def option_or_ini(config: pytest.Config, namespace: Any, name: str) -> tuple[Any, str]:
     """What the user asked for.
 
     :param namespace: the options as parsed so far.

@@ -220,7 +220,7 @@ class ForkdWorkerController(WorkerController):
         """
         if (
             self._claims is None
-            or not self.nodemanager.backend.shares_files
+            or not self.nodemanager.backend.can_lock_files
             or not self._regained.isdisjoint(indices)
         ):
             self.asked_back.append(frozenset(indices))

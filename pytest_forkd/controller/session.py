@@ -64,7 +64,7 @@ class ForkdSession(DistSession):
         self.backend = backend
         self.level: str | None = None
         self.memory = WarmMemory(config)
-        self._recalled = self.memory.recall(settings.warm, backend.worth_sharing)
+        self._recalled = self.memory.recall(settings.warm, backend.min_shared_collection_seconds)
         self.durations = Durations(None, self.warn)
         self._estimates: Estimates | None = None
         self._reserve: Reserve[ForkdWorkerController] = Reserve(self._call_reserve)
@@ -127,7 +127,7 @@ class ForkdSession(DistSession):
             raise
 
     def _start_nodes(self) -> None:
-        if self.backend.shares_files:
+        if self.backend.can_lock_files:
             check_open_files(len(self.config.option.tx))
         self.nodemanager = ForkdNodeManager(self.config, self.backend, self.settings.testrunuid)
         self.queue = self.nodemanager.events  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_forkd.backends.base import Backend, BackendError
-from pytest_forkd.config.lookup import asked
+from pytest_forkd.config.lookup import option_or_ini
 from pytest_forkd.parent.plan import Plan
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
     if wanted is None and config.getini("forkd_replace_xdist") and getattr(namespace, "tx", None):
         distributed = getattr(namespace, "dist", "no") != "no" or getattr(namespace, "distload", 0)
         return _popen_specs(namespace) if distributed else 0
-    wanted, source = asked(config, namespace, "forkd_workers")
+    wanted, source = option_or_ini(config, namespace, "forkd_workers")
     if wanted is None or wanted == "":
         return 0
     try:
@@ -195,7 +195,7 @@ def _popen_specs(namespace: Any) -> int:
 
 
 def _keep(config: pytest.Config, namespace: Any) -> float:
-    seconds, source = asked(config, namespace, "forkd_keep")
+    seconds, source = option_or_ini(config, namespace, "forkd_keep")
     if seconds is None or seconds == "":
         # What is started on CI is expected to end with the job's step, what a test starts with the
         # test.
@@ -255,7 +255,7 @@ def guess_workers(settings: Settings, namespace: Any) -> int:
 
 
 def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str, ...]) -> str:
-    value, source = asked(config, namespace, name)
+    value, source = option_or_ini(config, namespace, name)
     if value is None:
         value = choices[0]
     if value not in choices:

@@ -75,11 +75,11 @@ class WarmMemory:
         self._cache = QuietCache(config)
         self._plugins = active_plugins(config)
 
-    def recall(self, warm: str, worth_sharing: float = 0.0) -> Recalled:
+    def recall(self, warm: str, min_shared_collection_seconds: float = 0.0) -> Recalled:
         """What to try.
 
         :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
-        :param worth_sharing: a collection that took less than so many seconds is not shared.
+        :param min_shared_collection_seconds: a collection that took less is not shared.
         """
         modules = Modules.from_json(self._cache.get(MODULES_KEY))
         if warm != "auto":
@@ -88,7 +88,7 @@ class WarmMemory:
             if self._same_run(known) and self._holds(known):
                 return Recalled("imports", modules, finding=known["findings"][0])
         seconds = self._cache.get(_SECONDS)
-        if isinstance(seconds, float) and seconds < worth_sharing:
+        if isinstance(seconds, float) and seconds < min_shared_collection_seconds:
             return Recalled("imports", modules)
         return Recalled("collection", modules)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_forkd.config.lookup import asked
+from pytest_forkd.config.lookup import option_or_ini
 
 if TYPE_CHECKING:
     from pytest_forkd.forkd.backend import ForkdSettings
@@ -129,7 +129,7 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
     from pytest_forkd.forkd.built import choose_tag
     from pytest_forkd.forkd.errors import ForkdError
 
-    read = partial(asked, config, namespace)
+    read = partial(option_or_ini, config, namespace)
     tag, _source = read("forkd_tag")
     token_file, _source = read("forkd_token_file")
     ca, _source = read("forkd_ca")
@@ -168,7 +168,7 @@ def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
 
     return SyncSettings(
         folder=str(config.rootpath),
-        enabled=_flag(*asked(config, namespace, "forkd_sync")),
+        enabled=_flag(*option_or_ini(config, namespace, "forkd_sync")),
         exclude=tuple(config.getini("forkd_sync_exclude")),
         include=(*config.getini("forkd_sync_include"), *_cache_folder(config)),
         allow_stale=bool(namespace.forkd_allow_stale),

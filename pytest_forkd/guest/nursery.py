@@ -17,7 +17,7 @@ from pytest_forkd.guest.port import Port
 from pytest_forkd.guest.resources import CrowdWatch, Resources
 from pytest_forkd.guest.restore import SHARED_KERNEL, restore
 from pytest_forkd.guest.virtio import VirtioPort
-from pytest_forkd.parent.worker.nursery import Birth, Nursery
+from pytest_forkd.parent.worker.nursery import Nursery, WorkerStart
 
 __all__ = ["Connection", "GuestNursery"]
 
@@ -94,7 +94,7 @@ class GuestNursery(Nursery):
         self._next_look = 0.0
         self._crowds = CrowdWatch()
 
-    def run(self) -> Birth | None:
+    def run(self) -> WorkerStart | None:
         """Serve the controller until it wants no more; see :meth:`Nursery.run`."""
         interrupt = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -61,9 +61,9 @@ class MachinesBackend(Fleet, Backend):
     :param project: the working tree; ``None`` if a subclass sees to it.
     """
 
-    shares_files = False
+    can_lock_files = False
     trusted = False
-    worth_sharing = 1.0
+    min_shared_collection_seconds = 1.0
 
     def __init__(self, project: Project | None = None) -> None:
         super().__init__(project)

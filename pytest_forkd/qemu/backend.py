@@ -255,7 +255,7 @@ class QemuBackend(MachinesBackend):
 
     name = "qemu"
     #: A branch takes about that long, and all processors are busy when every guest collects.
-    worth_sharing = 0.5
+    min_shared_collection_seconds = 0.5
     rebuild = "pytest-forkd image prune --older-than 0s"
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_forkd.config.lookup import asked
+from pytest_forkd.config.lookup import option_or_ini
 
 if TYPE_CHECKING:
     from pytest_forkd.qemu.backend import QemuSettings
@@ -62,7 +62,7 @@ def read_qemu_settings(config: pytest.Config, namespace: Any) -> QemuSettings:
     from pytest_forkd.qemu.backend import QemuSettings
     from pytest_forkd.qemu.warmup import DEFAULT_MEMORY
 
-    read = partial(asked, config, namespace)
+    read = partial(option_or_ini, config, namespace)
     network, source = read("forkd_network")
     if network not in (None, "none", "user"):
         raise pytest.UsageError(f"{source}: {network!r} is none of none, user.")

@@ -185,14 +185,14 @@ def test_a_guest_takes_no_more_than_somebody_reads() -> None:
     """What is sent waits at the controller until there is room."""
     endpoint = Endpoint()
 
-    class Way(_BadWeather):
+    class Transport(_BadWeather):
         def deliver(self, line: str) -> str:
             if len(endpoint._unread) == MAX_UNREAD:
                 read.append(endpoint.read())
             return super().deliver(line)
 
     read: list[bytes] = []
-    way = Way(endpoint, iter(()))
+    way = Transport(endpoint, iter(()))
     way.chunk = 300_000
     data = random.Random(1).randbytes(2 * MAX_UNREAD + 5)
     ExecStream(way).send(data)

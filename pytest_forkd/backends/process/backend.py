@@ -48,7 +48,7 @@ class ProcessBackend(Backend):
     """
 
     name = "process"
-    shares_files = True
+    can_lock_files = True
 
     def __init__(self, plan: Plan, keep: Keep) -> None:
         self._parent = Parent(plan, keep, self._note)

@@ -48,7 +48,7 @@ from pytest_forkd.parent.watch.suite import Watch
 from pytest_forkd.parent.watch.tripwires import WorkerInput
 from pytest_forkd.parent.worker.fixtures import fixture_table
 from pytest_forkd.parent.worker.interactor import Interactor
-from pytest_forkd.parent.worker.nursery import Birth, Nursery
+from pytest_forkd.parent.worker.nursery import Nursery, WorkerStart
 from pytest_forkd.parent.worker.start import (
     become_worker,
     configure_worker,
@@ -175,7 +175,7 @@ def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: 
 # -- warm level imports ------------------------------------------------------------------------
 
 
-def serve_imports(nursery: Nursery, request: dict[str, Any]) -> Birth | None:
+def serve_imports(nursery: Nursery, request: dict[str, Any]) -> WorkerStart | None:
     """Import what is known to be heavy, then fork workers that do the rest for themselves.
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
@@ -245,7 +245,7 @@ def start_collection(request: dict[str, Any]) -> Start:
 
 def serve_collection(
     nursery: Nursery, request: dict[str, Any], start: Start, files: CrashFiles
-) -> Birth | None:
+) -> WorkerStart | None:
     """Configure and collect, then fork workers from inside the run loop.
 
     :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
@@ -297,7 +297,7 @@ class CollectorPlugin:
         self.strict = strict
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
-        self.birth: Birth | None = None
+        self.birth: WorkerStart | None = None
         self.started = time.perf_counter()
 
     @pytest.hookimpl(tryfirst=True)

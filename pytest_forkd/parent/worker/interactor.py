@@ -104,7 +104,7 @@ class Interactor(WorkerInteractor):
     ) -> None:
         """Report to the controller from now on, and take commands from it.
 
-        :param exhausted: see :class:`pytest_forkd.parent.worker.nursery.Birth`.
+        :param exhausted: see :class:`pytest_forkd.parent.worker.nursery.WorkerStart`.
         """
         self._items.attach(channel, claims)
         self._exhausted = exhausted

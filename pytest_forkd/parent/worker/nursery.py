@@ -18,14 +18,14 @@ from pytest_forkd.channel.wire import WorkerChannel
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
 
-__all__ = ["Birth", "Nursery"]
+__all__ = ["Nursery", "WorkerStart"]
 
 #: Seconds between looks at children where the system has no pidfd (pidfd_open(2), Linux 5.3).
 _POLL_INTERVAL = 0.02
 
 
 @dataclass
-class Birth:
+class WorkerStart:
     """What a new worker is given.
 
     :ivar workerinput: its ``config.workerinput``.
@@ -69,13 +69,13 @@ class Nursery:
         self._children: dict[int, _Child] = {}
         self._ending = False
         self._selector: selectors.BaseSelector | None = None
-        self._birth: Birth | None = None
+        self._birth: WorkerStart | None = None
 
     def fds(self) -> list[int]:
         """The descriptors that the nursery holds open."""
         return [self.connection.fileno()]
 
-    def run(self) -> Birth | None:
+    def run(self) -> WorkerStart | None:
         """Serve the controller until it wants no more.
 
         :returns: in a worker, what it was given; ``None`` in the collector, at the end.
@@ -146,7 +146,7 @@ class Nursery:
         if pid == 0:
             processes.die_with(me)
             self._leave_nursery()
-            self._birth = Birth(
+            self._birth = WorkerStart(
                 workerinput=unpack_object(request["workerinput"]),
                 basetemp=request["basetemp"],
                 channel=WorkerChannel(socket.socket(fileno=channel_fd)),

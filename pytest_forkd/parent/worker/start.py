@@ -21,7 +21,7 @@ from pytest_forkd.parent.watch.adapters import adapt_worker
 from pytest_forkd.parent.watch.seeds import SeedWatch
 from pytest_forkd.parent.watch.suite import Watch
 from pytest_forkd.parent.worker.interactor import Interactor
-from pytest_forkd.parent.worker.nursery import Birth
+from pytest_forkd.parent.worker.nursery import WorkerStart
 from pytest_forkd.runtime import frozen_gc as frozen
 from pytest_forkd.runtime.gc_tuning import end_when_nothing_is_found
 from pytest_forkd.runtime.log_files import reopen_log_files
@@ -29,7 +29,7 @@ from pytest_forkd.runtime.log_files import reopen_log_files
 __all__ = ["become_worker", "configure_worker", "finish_worker", "tell_unconfigured"]
 
 
-def become_worker(config: Any, interactor: Interactor, birth: Birth, watch: Watch) -> None:
+def become_worker(config: Any, interactor: Interactor, birth: WorkerStart, watch: Watch) -> None:
     """Give a clone of the collector the identity in ``birth``.
 
     The same objects are changed, not replaced: plugins keep references to them.
@@ -50,7 +50,7 @@ def become_worker(config: Any, interactor: Interactor, birth: Birth, watch: Watc
     interactor.send_ready()
 
 
-def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
+def configure_worker(config: Any, interactor: Interactor, birth: WorkerStart) -> None:
     """Prepare a clone that has its identity from the start and has yet to configure itself."""
     forget_exit_handlers()
     end_when_nothing_is_found()
@@ -62,7 +62,7 @@ def configure_worker(config: Any, interactor: Interactor, birth: Birth) -> None:
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
 
 
-def tell_unconfigured(birth: Birth, reason: dict[str, Any]) -> None:
+def tell_unconfigured(birth: WorkerStart, reason: dict[str, Any]) -> None:
     """Tell the controller why there is no session; all workers of a run have the same reason."""
     with contextlib.suppress(OSError):  # without a controller there is nobody to tell
         birth.channel.send(encode_batch([["unconfigured", reason["usage"], reason["text"]]]))

@@ -162,6 +162,7 @@ class _Controller:
         :raises pytest.UsageError: if it cannot be.
         """
         from pytest_forkd.backends.base import BackendError
+        from pytest_forkd.controller.internals import missing_internals
         from pytest_forkd.controller.preload_plan import make_plan
         from pytest_forkd.controller.run_request import early_request
         from pytest_forkd.controller.settings import make_backend, read_settings
@@ -177,9 +178,13 @@ class _Controller:
             frozen.freeze()
         try:
             plan = make_plan(config, namespace, settings)
-            backend = make_backend(settings, plan)
+            lacking = missing_internals(config)
+            backend = make_backend(settings, plan) if lacking is None else None
             if backend is None:
-                config.pluginmanager.register(_PlainXdist(settings), "forkd-plain-xdist")
+                why = (
+                    _FRAGILE if lacking is None else f"{lacking}; a newer pytest-forkd may know it"
+                )
+                config.pluginmanager.register(_PlainXdist(settings, why), "forkd-plain-xdist")
                 namespace.numprocesses = settings.workers
                 return None
             backend.start()
@@ -212,8 +217,10 @@ class _Controller:
 
         This plugin was registered after xdist, so its ``trylast`` comes later.
         """
+        from pytest_forkd.controller.internals import remember_internals
         from pytest_forkd.controller.session import ForkdSession
 
+        remember_internals(config)
         manager = config.pluginmanager
         for name in ("dsession", "terminaldistreporter"):
             plugin = manager.getplugin(name)
@@ -242,11 +249,19 @@ def distribute(config: pytest.Config, settings: Settings) -> int:
     return workers
 
 
-class _PlainXdist:
-    """Where forking is known to be fragile, ``auto`` leaves the workers to xdist, and says so."""
+#: Why ``auto`` forks no workers on macOS.
+_FRAGILE = "macOS frameworks may not survive fork(); --forkd-backend=process forks all the same"
 
-    def __init__(self, settings: Settings) -> None:
+
+class _PlainXdist:
+    """Leaves the workers to xdist, and says so.
+
+    :param why: in words.
+    """
+
+    def __init__(self, settings: Settings, why: str) -> None:
         self.settings = settings
+        self.why = why
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
@@ -255,7 +270,4 @@ class _PlainXdist:
 
     @pytest.hookimpl
     def pytest_report_header(self) -> str:
-        return (
-            "forkd: plain xdist workers: macOS frameworks may not survive fork(); "
-            "--forkd-backend=process forks all the same"
-        )
+        return f"forkd: plain xdist workers: {self.why}"

@@ -51,15 +51,16 @@ from functools import partial
 from typing import Any
 
 from execnet import DumpError
-from execnet.gateway_base import (
-    COMPLEX_FORMAT,
-    FLOAT_FORMAT,
-    Unserializer,
-    _Serializer,
-    opcode,
-)
 
 from pytest_forkd.channel.bounds import MAX_DEPTH, MAX_VALUES
+from pytest_forkd.compat.execnet import (
+    COMPLEX_FORMAT,
+    FLOAT_FORMAT,
+    Serializer,
+    Unserializer,
+    opcode,
+    read_byte_string,
+)
 
 __all__ = [
     "encode_batch",
@@ -93,7 +94,7 @@ _PLAIN_FIELDS = frozenset(
 _MAY_BE_PACKED = frozenset({"keywords", "longrepr", "result", "user_properties"})
 
 
-class _Packer(_Serializer):
+class _Packer(Serializer):
     """execnet's, and what that cannot take: lone surrogates, and integers below -2**31."""
 
     def __init__(self) -> None:
@@ -213,7 +214,7 @@ class _Loader(Unserializer):
 
 
 def _load_text(loader: Unserializer) -> None:
-    loader.stack.append(loader._read_byte_string().decode("utf-8", "surrogatepass"))
+    loader.stack.append(read_byte_string(loader).decode("utf-8", "surrogatepass"))
 
 
 _COLLECTIONS = (opcode.BUILDTUPLE, opcode.SET, opcode.FROZENSET)

@@ -12,18 +12,15 @@ import contextlib
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import execnet
-from execnet.gateway import Gateway, RInfo
-from execnet.gateway_base import Message, opcode
 
 from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.wire import CHANNEL_ID
-
-if TYPE_CHECKING:
-    from execnet.gateway_base import ExecModel
+from pytest_forkd.compat.execnet import Message, is_message_code, opcode
+from pytest_forkd.compat.execnet_gateway import Gateway, RInfo
 
 __all__ = ["CloneGateway", "SocketIO"]
 
@@ -38,7 +35,7 @@ class SocketIO:
 
     error = (OSError, EOFError)
 
-    def __init__(self, sock: socket.socket, execmodel: ExecModel) -> None:
+    def __init__(self, sock: socket.socket, execmodel: Any) -> None:
         self.execmodel = execmodel
         # Non-blocking, since a timeout of the socket's own would make every read wait.
         sock.setblocking(False)
@@ -156,7 +153,7 @@ class SocketIO:
 
 def _complaint(code: int, length: int) -> str | None:
     """What is wrong with a message's header."""
-    if code not in Message._types or length < 0:
+    if not is_message_code(code) or length < 0:
         return f"no message has type {code} and {length} bytes"
     if length > MAX_MESSAGE_BYTES:
         return (

@@ -11,7 +11,7 @@ import socket
 import struct
 from typing import Any
 
-from execnet.gateway_base import Message, opcode
+from pytest_forkd.compat.execnet import Message, opcode
 
 __all__ = ["CHANNEL_ID", "ChannelClosed", "WorkerChannel"]
 

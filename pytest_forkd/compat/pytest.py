@@ -1,7 +1,166 @@
-"""What is private to pytest. Read in, and checked with, pytest 8.0 to 9.2."""
+"""What is private to pytest. Read in, and checked with, pytest 8.0 to 9.2.
+
+A worker imports this module, so it imports nothing that pytest has not loaded by itself.
+"""
 
 from __future__ import annotations
 
-from _pytest.outcomes import Exit
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Exit"]
+import pytest
+from _pytest.cacheprovider import Cache
+from _pytest.config import (
+    ConftestImportFailure,
+    PytestPluginManager,
+    _prepareconfig,
+    apply_warning_filters,
+    default_plugins,
+)
+from _pytest.outcomes import Exit, OutcomeException
+
+__all__ = [
+    "ConftestImportFailure",
+    "Exit",
+    "OutcomeException",
+    "apply_warning_filters",
+    "around_conftest_imports",
+    "cache_directory",
+    "cache_directory_of",
+    "capture_files",
+    "default_plugins",
+    "faulthandler_fd",
+    "global_capture",
+    "look_for_garbage_with",
+    "prepare_config",
+    "renew_global_capture",
+    "set_basetemp",
+    "set_program_name",
+    "terminal_file",
+    "unconfigure",
+    "use_terminal_file",
+]
+
+_IMPORT_CONFTEST = PytestPluginManager._importconftest
+
+# -- configuration -----------------------------------------------------------------------------
+
+
+def prepare_config(args: list[str]) -> Any:
+    """A configuration with its plugins and conftests loaded, as ``pytest.main`` begins with."""
+    return _prepareconfig(args, None)
+
+
+def set_program_name(config: Any, name: str) -> None:
+    """Have usage errors name this program."""
+    config._parser.prog = name
+
+
+def unconfigure(config: Any) -> None:
+    """Call ``pytest_unconfigure`` and clean up, if that has not been done."""
+    config._ensure_unconfigure()
+
+
+def around_conftest_imports(wrap: Callable[[Callable[[], Any], str], Any]) -> None:
+    """Have every import of a conftest go through ``wrap``; replaces what was given before.
+
+    :param wrap: gets what imports it, to be called without arguments, and its path.
+    """
+
+    def import_conftest(self: Any, conftestpath: Any, *args: Any, **kwargs: Any) -> Any:
+        return wrap(
+            lambda: _IMPORT_CONFTEST(self, conftestpath, *args, **kwargs), str(conftestpath)
+        )
+
+    PytestPluginManager._importconftest = import_conftest  # type: ignore[method-assign]
+
+
+# -- directories -------------------------------------------------------------------------------
+
+
+def cache_directory(config: pytest.Config) -> Path:
+    """Where the cache is going to be, before there is ``config.cache``."""
+    return Cache.cache_dir_from_config(config, _ispytest=True)
+
+
+def cache_directory_of(cache: Any) -> Path:
+    """Where the cache is."""
+    return Path(cache._cachedir)
+
+
+def set_basetemp(factory: Any, path: Path) -> None:
+    """Have a ``tmp_path_factory`` make its directories below another one from now on."""
+    factory._given_basetemp = path
+    factory._basetemp = None
+
+
+# -- capture and output ------------------------------------------------------------------------
+
+
+def global_capture(config: pytest.Config) -> Any:
+    """What captures output at the moment; ``None`` with ``-s`` or without the plugin."""
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    return None if manager is None else manager._global_capturing
+
+
+def renew_global_capture(config: pytest.Config, opened: Callable[[], object]) -> None:
+    """Capture into files of this process's own; what was captured before is left to others.
+
+    Call it where capture is suspended, as it is in ``pytest_runtestloop``.
+
+    :param opened: called once they are open, before capture is suspended again.
+    """
+    manager: Any = config.pluginmanager.getplugin("capturemanager")
+    # Not stop_global_capturing(): that would print what has been captured.
+    manager._global_capturing.stop_capturing()
+    manager._global_capturing = None
+    manager.start_global_capturing()
+    opened()
+    manager.suspend_global_capture()
+
+
+def capture_files(capturing: Any) -> list[tuple[Any, int | None]]:
+    """The files that standard output and error are captured in, at descriptor level.
+
+    :returns: for each of them the file, and the descriptor that leads there at the moment.
+    """
+    return [
+        (capture.tmpfile, capture.targetfd if capture._state == "started" else None)
+        for capture in (capturing.out, capturing.err)
+        if hasattr(capture, "targetfd_save")
+    ]
+
+
+def faulthandler_fd(config: pytest.Config) -> int | None:
+    """The descriptor that pytest's faulthandler plugin has kept standard error in."""
+    with contextlib.suppress(ImportError, KeyError):
+        from _pytest.faulthandler import fault_handler_stderr_fd_key
+
+        return config.stash[fault_handler_stderr_fd_key]
+    return None
+
+
+def terminal_file(reporter: Any) -> Any:
+    """The file that a terminal reporter writes to; ``None`` if it is not like pytest's."""
+    return getattr(getattr(reporter, "_tw", None), "_file", None)
+
+
+def use_terminal_file(reporter: Any, file: Any) -> None:
+    """Have a terminal reporter write to another file."""
+    reporter._tw._file = file
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+def look_for_garbage_with(look: Callable[[int], None]) -> None:
+    """Have pytest's last look for garbage done by ``look``, which gets the number of passes.
+
+    pytest before 8.4 does not look.
+    """
+    from _pytest import unraisableexception
+
+    if hasattr(unraisableexception, "gc_collect_harder"):
+        unraisableexception.gc_collect_harder = look  # type: ignore[assignment]

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pytest_forkd.compat.pytest import terminal_file, use_terminal_file
+
 __all__ = ["LATENCY", "BatchedFile", "batched_terminal"]
 
 #: Seconds that a flush is put off.
@@ -76,16 +78,15 @@ def batched_terminal(reporter: Any) -> Iterator[Callable[[], float | None] | Non
         ``None`` where the output stays live: on a terminal, or for a reporter that has no writer
         like pytest's.
     """
-    writer = getattr(reporter, "_tw", None)
-    file = getattr(writer, "_file", None)
-    if writer is None or file is None or file.isatty():
+    file = terminal_file(reporter)
+    if file is None or file.isatty():
         yield None
         return
     batched = BatchedFile(file)
-    writer._file = batched
+    use_terminal_file(reporter, batched)
     try:
         yield batched.flush_in_time
     finally:
-        if writer._file is batched:
-            writer._file = file
+        if terminal_file(reporter) is batched:
+            use_terminal_file(reporter, file)
         batched.flush_now()

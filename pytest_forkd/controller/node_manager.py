@@ -21,6 +21,7 @@ from pytest_forkd.backends.base import (
 )
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.gateway import CloneGateway, SocketIO
+from pytest_forkd.compat.execnet import enter_group, forget_joins, leave_group
 from pytest_forkd.controller.early_imports import EarlyImports
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.run_request import make_request
@@ -52,7 +53,7 @@ class ForkdNodeManager(NodeManager):
         ours, theirs = socket.socketpair()
         io = SocketIO(ours, self.group.execmodel)
         gateway = CloneGateway(io, spec, self.events, self.backend.rinfo())
-        self.group._register(gateway)
+        enter_group(self.group, gateway)
         self.config.hook.pytest_xdist_newgateway(gateway=gateway)
         node = ForkdWorkerController(self, gateway, self.config, self.events, theirs)
         gateway.node = node  # type: ignore[attr-defined]
@@ -160,9 +161,8 @@ class ForkdNodeManager(NodeManager):
             for node in self.nodes.values():
                 node.discard()
                 # execnet would start a thread for each gateway to wait for its process.
-                if node.gateway in self.group:
-                    self.group._unregister(node.gateway)
-            self.group._gateways_to_join.clear()
+                leave_group(self.group, node.gateway)
+            forget_joins(self.group)
             self.events.close()
 
     def _interrupt_workers(self) -> None:

@@ -8,8 +8,8 @@ import os
 from typing import Any
 
 import pytest
-from _pytest.cacheprovider import Cache
 
+from pytest_forkd.compat.pytest import cache_directory
 from pytest_forkd.controller.settings import Settings
 from pytest_forkd.controller.suite_memory import MODULES_KEY, Modules
 from pytest_forkd.parent.plan import Plan, Rewriting, own_packages
@@ -50,7 +50,7 @@ def _remembered(config: pytest.Config, namespace: Any) -> Modules:
     if getattr(namespace, "cacheclear", False):
         return Modules()
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        folder = Cache.cache_dir_from_config(config, _ispytest=True)
+        folder = cache_directory(config)
         text = (folder / "v" / MODULES_KEY).read_text("utf-8")
         return Modules.from_json(json.loads(text))
     return Modules()

@@ -22,13 +22,13 @@ def make_request(config: pytest.Config, role: dict[str, Any]) -> RunRequest:
 
     :param role: the first node's ``workerinput``.
     """
-    from xdist.plugin import _sys_path
+    from pytest_forkd.compat.xdist_plugin import import_path
 
     return RunRequest(
         args=[str(arg) for arg in config.invocation_params.args or ()],
         cwd=os.fspath(config.invocation_params.dir),
         environ=dict(os.environ),
-        sys_path=list(_sys_path),
+        sys_path=list(import_path()),
         mainargv=list(sys.argv),
         sigint=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
         role={name: role[name] for name in _ROLE},

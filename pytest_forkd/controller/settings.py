@@ -246,10 +246,10 @@ def guess_workers(settings: Settings, namespace: Any) -> int:
     """What :func:`count_workers` will find, if no conftest has a say in it."""
     number = settings.workers
     if isinstance(number, str):
-        from xdist.plugin import pytest_xdist_auto_num_workers
+        from pytest_forkd.compat.xdist_plugin import number_of_workers
 
         options = SimpleNamespace(option=SimpleNamespace(numprocesses=number))
-        number = int(pytest_xdist_auto_num_workers(options))  # type: ignore[arg-type]
+        number = number_of_workers(options)
     most = getattr(namespace, "maxprocesses", None)
     return min(number, most) if most else number
 

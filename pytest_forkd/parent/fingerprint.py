@@ -20,6 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pytest_forkd import __version__
+from pytest_forkd.compat.cpython import interpreter_xoptions
 from pytest_forkd.parent.plan import Rewriting
 
 __all__ = ["VOLATILE", "fingerprint", "installed", "that_matter"]
@@ -74,7 +75,7 @@ def fingerprint(
         "rewriting": None if rewriting is None else asdict(rewriting),
         "path": [os.path.abspath(entry) for entry in path],
         "python": [sys.version, sys.executable, sys.prefix, sys.base_prefix, list(sys.flags)],
-        "xoptions": sorted(f"{key}={value}" for key, value in sys._xoptions.items()),
+        "xoptions": sorted(f"{key}={value}" for key, value in interpreter_xoptions().items()),
         "warnoptions": sys.warnoptions,
         "interpreter": _stamp(os.path.realpath(sys.executable)),
         "environ": that_matter(environ, ignored),

@@ -6,26 +6,27 @@ exit; a fresh interpreter would have its own. Sources: fork(2) and the modules n
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
 import os
-import sys
-import threading
-import traceback
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pytest_forkd.compat.pytest import (
+    capture_files,
+    faulthandler_fd,
+    global_capture,
+    renew_global_capture,
+    set_basetemp,
+)
+
 __all__ = [
     "CrashFiles",
     "capture_fds",
-    "forget_exit_handlers",
     "own_basetemp",
     "restart_capture",
-    "run_exit_handlers",
     "write_into",
 ]
 
@@ -82,17 +83,13 @@ def _tail(fd: int) -> str:
 def capture_fds(config: pytest.Config) -> list[int]:
     """The descriptors that pytest's global capture and faulthandler plugin hold."""
     fds = []
-    manager: Any = config.pluginmanager.getplugin("capturemanager")
-    capturing = manager._global_capturing if manager is not None else None
+    capturing = global_capture(config)
     for capture in (capturing.in_, capturing.out, capturing.err) if capturing else ():
         with contextlib.suppress(AttributeError, OSError, ValueError):
             fds.append(capture.tmpfile.fileno())
         fds.append(getattr(capture, "targetfd_save", -1))
-    with contextlib.suppress(ImportError, KeyError):
-        from _pytest.faulthandler import fault_handler_stderr_fd_key
-
-        fds.append(config.stash[fault_handler_stderr_fd_key])
-    return fds
+    stderr = faulthandler_fd(config)
+    return fds if stderr is None else [*fds, stderr]
 
 
 def restart_capture(config: pytest.Config, files: CrashFiles) -> None:
@@ -100,29 +97,22 @@ def restart_capture(config: pytest.Config, files: CrashFiles) -> None:
 
     Call it where capture is suspended, as it is in ``pytest_runtestloop``.
     """
-    manager: Any = config.pluginmanager.getplugin("capturemanager")
-    if manager is not None and manager._global_capturing is not None:
-        # Not stop_global_capturing(): that would print what the collector had captured, once more
-        # in each worker.
-        manager._global_capturing.stop_capturing()
-        manager._global_capturing = None
-        manager.start_global_capturing()
+    if global_capture(config) is None:
         write_into(config, files)
-        manager.suspend_global_capture()
     else:
-        write_into(config, files)
+        renew_global_capture(config, lambda: write_into(config, files))
 
 
 def write_into(config: pytest.Config, files: CrashFiles) -> None:
     """Let descriptor-level capture and faulthandler write where the collector can read."""
-    manager: Any = config.pluginmanager.getplugin("capturemanager")
-    capturing = manager._global_capturing if manager is not None else None
+    capturing = global_capture(config)
     if capturing is not None:
-        for capture, fd in ((capturing.out, files.out), (capturing.err, files.err)):
-            if hasattr(capture, "targetfd_save"):
-                os.dup2(fd, capture.tmpfile.fileno(), inheritable=False)
-                if capture._state == "started":
-                    os.dup2(fd, capture.targetfd)
+        for (file, target), fd in zip(
+            capture_files(capturing), (files.out, files.err), strict=False
+        ):
+            os.dup2(fd, file.fileno(), inheritable=False)
+            if target is not None:
+                os.dup2(fd, target)
     if faulthandler.is_enabled():
         faulthandler.enable(file=files.dump)
 
@@ -135,47 +125,4 @@ def own_basetemp(config: pytest.Config, basetemp: str | None) -> None:
     factory: Any = getattr(config, "_tmp_path_factory", None)
     config.option.basetemp = basetemp
     if factory is not None and basetemp is not None:
-        factory._given_basetemp = Path(os.path.abspath(basetemp))
-        factory._basetemp = None
-
-
-def forget_exit_handlers() -> None:
-    """Leave exit handlers from before the fork to the collector, which runs each of them once.
-
-    A directory that a test module made at import would otherwise be removed by the first worker
-    that ends, and be missing in the others.
-    """
-    atexit._clear()
-    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
-        finalizer.atexit = False
-    # A finalizer that a test makes is to run at exit; weakref registers its hook only once.
-    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
-    logging = sys.modules.get("logging")
-    if logging is not None:
-        atexit.register(logging.shutdown)
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util._finalizer_registry.clear()
-        atexit.register(util._exit_function)
-
-
-def run_exit_handlers(*, join_threads: bool) -> None:
-    """Do what the interpreter does before it ends, in its order; ``os._exit`` leaves it all out.
-
-    First pools of threads and processes (``concurrent.futures``, joblib) are told to end, and
-    threads that are no daemons are waited for. Only then comes what :mod:`atexit` knows:
-    multiprocessing's handler waits for the processes of a pool, and would wait for one that nobody
-    has told to end.
-
-    :param join_threads: whether to wait for threads that belong to no pool. What would end them may
-        be a fixture, which a collector never sets up.
-    """
-    try:
-        if join_threads:
-            threading._shutdown()  # type: ignore[attr-defined]
-        else:
-            for handler in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
-                handler()
-    except BaseException:
-        traceback.print_exc()  # and goes on, as the interpreter does
-    atexit._run_exitfuncs()
+        set_basetemp(factory, Path(os.path.abspath(basetemp)))

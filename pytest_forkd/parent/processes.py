@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Container, Iterable
 from typing import Any
 
-from pytest_forkd.parent.inherited import handed_down
+from pytest_forkd.compat.process_ids import handed_down
 
 __all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 

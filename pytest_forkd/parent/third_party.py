@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-from _pytest.outcomes import OutcomeException
+from pytest_forkd.compat.pytest import OutcomeException
 
 __all__ = [
     "import_modules",

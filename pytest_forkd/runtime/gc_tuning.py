@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pytest_forkd.compat.pytest import look_for_garbage_with
 from pytest_forkd.runtime import frozen_gc as frozen
 
 __all__ = ["end_when_nothing_is_found", "fewer_full_collections", "without_reports_at_exit"]
@@ -45,7 +46,6 @@ def end_when_nothing_is_found(frozen_may_tell: Callable[[], bool] = lambda: Fals
     :param frozen_may_tell: whether a frozen object could raise or warn when it is freed; else they
         are left out. Called before the look.
     """
-    from _pytest import unraisableexception
 
     def look(iterations: int) -> None:
         if frozen_may_tell():
@@ -54,8 +54,7 @@ def end_when_nothing_is_found(frozen_may_tell: Callable[[], bool] = lambda: Fals
             if not frozen.collect_others():
                 return
 
-    if hasattr(unraisableexception, "gc_collect_harder"):
-        unraisableexception.gc_collect_harder = look
+    look_for_garbage_with(look)
 
 
 def without_reports_at_exit(reporter: Any) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 
+from pytest_forkd.compat.cpython import logging_handlers, reopened
+
 __all__ = ["log_handlers", "reopen_log_files"]
 
 
 def log_handlers() -> list[logging.FileHandler]:
     """Every handler that has a log file open, in creation order."""
-    found = []
-    for reference in list(logging._handlerList):  # type: ignore[attr-defined]
-        handler = reference() if callable(reference) else reference
-        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            found.append(handler)
-    return found
+    return [
+        handler
+        for handler in logging_handlers()
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None
+    ]
 
 
 def reopen_log_files() -> None:
@@ -27,6 +28,6 @@ def reopen_log_files() -> None:
                 if handler.stream is not None:
                     handler.stream.close()
                 handler.mode = "a"
-                handler.stream = handler._open()
+                handler.stream = reopened(handler)
             finally:
                 handler.release()

@@ -25,6 +25,7 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.compat.pytest import cache_directory_of
 from pytest_forkd.config.cache import QuietCache
 
 __all__ = ["Durations", "durations_path"]
@@ -49,7 +50,7 @@ def durations_path(config: pytest.Config) -> tuple[Path | None, bool]:
     if cache is None:
         return None, False
     # Below "d", which --cache-clear empties when the session is set up.
-    return Path(cache._cachedir, "d", _DIRECTORY, _FILE), False
+    return cache_directory_of(cache) / "d" / _DIRECTORY / _FILE, False
 
 
 class Durations:

@@ -14,6 +14,16 @@ PACKAGE = Path(pytest_forkd.__file__).parent
 #: Lines of a file that can still be read in one go.
 MOST_LINES = 400
 
+#: Modules of other libraries that hold what they do not promise to keep.
+PRIVATE = (
+    "_pytest",
+    "execnet.gateway",
+    "pluggy._",
+    "xdist.dsession",
+    "xdist.plugin",
+    "xdist.remote",
+)
+
 #: From the roof to the cellar. A module imports what is in its own room or on a floor below; rooms
 #: on one floor do not know each other. The longest name that fits is a module's room.
 FLOORS = [
@@ -102,6 +112,17 @@ def test_imports_lead_down() -> None:
             if other_room != room and below <= at:
                 wrong.append(f"{path}:{lineno}: {room} knows nothing of {other_room} ({other})")
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_private_to_others_is_reached_in_one_room() -> None:
+    found = [
+        f"{path}:{lineno}: {other}"
+        for module, path in files().items()
+        if not module.startswith("compat.")
+        for lineno, other, _names in imports(path)
+        if other.startswith(PRIVATE)
+    ]
+    assert not found, "\n".join(found)
 
 
 def test_there_are_no_circles() -> None:

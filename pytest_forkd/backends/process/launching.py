@@ -15,6 +15,7 @@ from typing import Any
 import pytest_forkd
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.channel.frames import FrameSocket
+from pytest_forkd.compat.cpython import interpreter_options
 from pytest_forkd.parent.kept.entries import remove_directory
 from pytest_forkd.parent.kept.store import Entry, socket_bases
 from pytest_forkd.parent.plan import Plan
@@ -93,7 +94,7 @@ def launch(
         package = Path(pytest_forkd.__file__).resolve().parent
         command = [
             sys.executable,
-            *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+            *interpreter_options(),
             str(package / "parent" / "__main__.py"),
             f"--listen-fd={listener.fileno()}",
             f"--plan-fd={plan_file.fileno()}",

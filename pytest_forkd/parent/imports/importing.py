@@ -7,12 +7,12 @@ instead of importing it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
-from _pytest.config import PytestPluginManager
 
+from pytest_forkd.compat.pytest import around_conftest_imports
 from pytest_forkd.parent.hygiene import CrashFiles, write_into
 
 __all__ = ["note_conftests", "watch_imports"]
@@ -87,15 +87,11 @@ def note_conftests(files: CrashFiles) -> None:
 
     To be called once in a process, and again in its fork, with files of its own.
     """
-    original: Any = _ORIGINAL
 
-    def import_and_note(self: Any, conftestpath: Any, *args: Any, **kwargs: Any) -> Any:
-        files.note(str(conftestpath))
-        module = original(self, conftestpath, *args, **kwargs)
+    def import_and_note(import_conftest: Callable[[], Any], path: str) -> Any:
+        files.note(path)
+        module = import_conftest()
         files.note("")
         return module
 
-    PytestPluginManager._importconftest = import_and_note  # type: ignore[method-assign]
-
-
-_ORIGINAL = PytestPluginManager._importconftest
+    around_conftest_imports(import_and_note)

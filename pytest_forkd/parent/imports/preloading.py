@@ -21,9 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from _pytest.config import default_plugins
-from _pytest.outcomes import OutcomeException
-
+from pytest_forkd.compat.pytest import OutcomeException, default_plugins
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.imports.rewriting import rewriting, without_rewriting
 from pytest_forkd.parent.plan import Plan

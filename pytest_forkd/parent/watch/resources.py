@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from pytest_forkd.compat.cpython import running_loop
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.watch.findings import Finding, is_installed, place_of
 from pytest_forkd.runtime.log_files import log_handlers
@@ -135,7 +136,7 @@ def _event_loops() -> list[Finding]:
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
         return []
-    running = sys.modules["asyncio.events"]._get_running_loop()
+    running = running_loop()
     return [Finding("an event loop is running")] if running is not None else []
 
 

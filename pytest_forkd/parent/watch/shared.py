@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Container
 
+from pytest_forkd.compat.cpython import reap_subprocesses
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.watch.findings import Finding
 
@@ -25,7 +26,7 @@ def child_processes(known: Container[int] = ()) -> list[Finding]:
     """
     subprocess = sys.modules.get("subprocess")
     if subprocess is not None:
-        subprocess._cleanup()  # reaps those that ended and that nobody has a reference to
+        reap_subprocesses()  # reaps those that ended and that nobody has a reference to
     findings = []
     for pid in processes.children():
         if pid not in known:

@@ -24,16 +24,21 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import pytest
-import xdist.remote
-from _pytest.config import _prepareconfig
-from _pytest.outcomes import OutcomeException
 
 import pytest_forkd
 from pytest_forkd.channel.bounds import PART_CHARACTERS, parts, size
 from pytest_forkd.channel.events import unpack_object
 from pytest_forkd.channel.frames import FrameSocket
+from pytest_forkd.compat.cpython import run_exit_handlers
+from pytest_forkd.compat.pytest import (
+    OutcomeException,
+    prepare_config,
+    set_program_name,
+    unconfigure,
+)
+from pytest_forkd.compat.xdist_remote import setup_config
 from pytest_forkd.parent import processes
-from pytest_forkd.parent.hygiene import CrashFiles, run_exit_handlers
+from pytest_forkd.parent.hygiene import CrashFiles
 from pytest_forkd.parent.imports.importing import note_conftests, watch_imports
 from pytest_forkd.parent.imports.rewriting import plainly_imported, rewriting
 from pytest_forkd.parent.plan import Rewriting
@@ -160,13 +165,13 @@ def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: 
     """
     pytest_forkd._config_of_a_clone = True
     try:
-        config: Any = _prepareconfig(request["args"], None)
+        config: Any = prepare_config(request["args"])
     except (Exception, SystemExit, OutcomeException) as exc:
         raise Unconfigured(exc) from exc
     finally:
         pytest_forkd._config_of_a_clone = False
-    xdist.remote.setup_config(config, basetemp)
-    config._parser.prog = os.path.basename(request["mainargv"][0])
+    setup_config(config, basetemp)
+    set_program_name(config, os.path.basename(request["mainargv"][0]))
     config.workerinput = workerinput
     config.workeroutput = {}
     return config
@@ -373,7 +378,7 @@ class CollectorPlugin:
             }
         )
         with contextlib.suppress(Exception):
-            self.config._ensure_unconfigure()
+            unconfigure(self.config)
         run_exit_handlers(join_threads=False)
         self.end(0)
 

@@ -11,14 +11,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from _pytest.outcomes import Exit
-from xdist.remote import (
-    Marker,
-    Producer,
-    WorkerInteractor,
-    getinfodict,
-    worker_title,
-)
 
 from pytest_forkd.channel.bounds import parts
 from pytest_forkd.channel.claims import Claims
@@ -27,7 +19,15 @@ from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.short_reports import PytestAlone, as_passed
 from pytest_forkd.channel.wire import WorkerChannel
 from pytest_forkd.compat.pluggy import change_arguments
+from pytest_forkd.compat.pytest import Exit
 from pytest_forkd.compat.tracebacks import left_out
+from pytest_forkd.compat.xdist_remote import (
+    Marker,
+    Producer,
+    WorkerInteractor,
+    getinfodict,
+    worker_title,
+)
 from pytest_forkd.parent.worker.fixtures import FixtureTimer, fixture_table
 from pytest_forkd.parent.worker.item_queue import ItemQueue
 from pytest_forkd.parent.worker.outbox import Outbox

@@ -6,10 +6,9 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
-from xdist.remote import Marker
-
 from pytest_forkd.channel.claims import Claims
 from pytest_forkd.channel.wire import ChannelClosed, WorkerChannel
+from pytest_forkd.compat.xdist_remote import Marker
 from pytest_forkd.parent.worker.outbox import Outbox
 
 __all__ = ["ItemQueue"]

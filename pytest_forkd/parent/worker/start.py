@@ -11,12 +11,8 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel.events import encode_batch
-from pytest_forkd.parent.hygiene import (
-    forget_exit_handlers,
-    own_basetemp,
-    restart_capture,
-    run_exit_handlers,
-)
+from pytest_forkd.compat.cpython import forget_exit_handlers, run_exit_handlers
+from pytest_forkd.parent.hygiene import own_basetemp, restart_capture
 from pytest_forkd.parent.watch.adapters import adapt_worker
 from pytest_forkd.parent.watch.seeds import SeedWatch
 from pytest_forkd.parent.watch.suite import Watch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from _pytest.config import ConftestImportFailure
 
+from pytest_forkd.compat.pytest import ConftestImportFailure
 from pytest_forkd.compat.tracebacks import stack
 
 __all__ = ["reason"]

@@ -10,11 +10,11 @@ import warnings
 from typing import Any
 
 import pytest
-from _pytest.config import apply_warning_filters
 
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.channel.packing import Replaced
 from pytest_forkd.channel.sendable import as_builtins
+from pytest_forkd.compat.pytest import apply_warning_filters
 
 __all__ = ["replaced_warnings", "take_apart"]
 

@@ -19,6 +19,8 @@ LYING = """
         found, = (p for p in config.pluginmanager.get_plugins()
                   if type(p).__name__ == "Interactor")
         return found
+    def stream(config):
+        return interactor(config)._items._channel._sock
     def say(config, *events):
         plugin = interactor(config)
         plugin.outbox.extend(list(events))
@@ -54,10 +56,10 @@ def test_lies_of_a_worker(pytester: pytest.Pytester, forkd: Runner, warm: str) -
                     "file": None, "line": None}
             say(request.config, ["warning", pack_object(data), "runtest", "x", None], ["nothing"])
         def test_bytes_that_are_no_message(request):
-            interactor(request.config)._channel._sock.sendall(b"\\xff" * 100)
+            stream(request.config).sendall(b"\\xff" * 100)
             time.sleep(60)
         def test_a_message_of_two_gigabytes(request):
-            interactor(request.config)._channel._sock.sendall(struct.pack("!bii", 3, 1, 2**31 - 1))
+            stream(request.config).sendall(struct.pack("!bii", 3, 1, 2**31 - 1))
             time.sleep(60)
         def test_a_pickle(request):
             import base64, pickle

@@ -83,7 +83,7 @@ def test_what_came_together_with_nonsense_tells_what_was_running(
         + """
     def test_before(request):
         plugin = interactor(request)
-        sock = plugin._channel._sock
+        sock = plugin._items._channel._sock
         class Together:
             "Keeps what is written until the next test has begun."
             kept = b""
@@ -94,7 +94,7 @@ def test_what_came_together_with_nonsense_tells_what_was_running(
                 if b'"start"' in data:
                     sock.sendall(self.kept + b"\\xff" * 100)
                     time.sleep(30)
-        plugin._channel._sock = Together()
+        plugin._items._channel._sock = Together()
     def test_blamed(): pass
     def test_good(): pass
     """

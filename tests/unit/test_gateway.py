@@ -350,7 +350,7 @@ def test_dense_messages_are_taken_in_batches_and_sparse_ones_at_once(
     """A worker with trivial tests would pay for waking the controller, once a test."""
     ours, theirs = socket.socketpair()
     clock = Clock(theirs)
-    monkeypatch.setattr("pytest_forkd.channel.gateway.time", clock)
+    monkeypatch.setattr("pytest_forkd.channel.event_queue.time", clock)
     fifo = EventQueue()
 
     def receive() -> None:

@@ -684,7 +684,7 @@ def test_what_is_kept_is_its_owners_alone(warm: tuple[Path, Base, Entry]) -> Non
         ("--forkd-memory=10", "--forkd-memory: '10' is no number of MiB that a guest can have."),
         ("--forkd-memory=much", "--forkd-memory: 'much' is no number of MiB"),
         ("--forkd-cpus=0", "--forkd-cpus: '0' is no number of processors"),
-        ("--forkd-network=all", "--forkd-network: 'all' is none of none, user."),
+        ("--forkd-network=all", "--forkd-network: 'all' must be one of none, user."),
         (
             "--forkd-kernel=/no/such/kernel",
             "--forkd-kernel: /no/such/kernel cannot be used: No such",

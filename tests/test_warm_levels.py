@@ -447,11 +447,11 @@ def test_a_warm_level_that_there_is_not_is_a_usage_error(
     pytester.makepyfile(PROBE)
     result = run("--forkd-warm=hot")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*--forkd-warm: 'hot' is none of auto, collection, imports*"])
+    result.stderr.fnmatch_lines(["*--forkd-warm: 'hot' must be one of auto, collection, imports*"])
     pytester.makeini("[pytest]\nforkd_warm = hot")
     result = run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*ini value forkd_warm: 'hot' is none of auto, *"])
+    result.stderr.fnmatch_lines(["*ini value forkd_warm: 'hot' must be one of auto, *"])
 
 
 # -- memory ------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def _choice(config: pytest.Config, namespace: Any, name: str, choices: tuple[str
     if value is None:
         value = choices[0]
     if value not in choices:
-        raise pytest.UsageError(f"{source}: {value!r} is none of {', '.join(choices)}.")
+        raise pytest.UsageError(f"{source}: {value!r} must be one of {', '.join(choices)}.")
     return str(value)
 
 

@@ -1,4 +1,4 @@
-"""What a guest does first when it has been cloned, so that it is nobody's twin.
+"""What a guest does first when it has been cloned, so that it is unlike the others.
 
 A snapshot holds the clock, the state of every random generator, the host name and the id of the
 boot, so clones would share them. What a guest is not allowed to change is left, and told.

@@ -65,7 +65,7 @@ def read_qemu_settings(config: pytest.Config, namespace: Any) -> QemuSettings:
     read = partial(option_or_ini, config, namespace)
     network, source = read("forkd_network")
     if network not in (None, "none", "user"):
-        raise pytest.UsageError(f"{source}: {network!r} is none of none, user.")
+        raise pytest.UsageError(f"{source}: {network!r} must be one of none, user.")
     kernel, source = read("forkd_kernel")
     if kernel is not None and source.startswith("ini"):
         kernel = str(config.rootpath / kernel)

@@ -30,7 +30,7 @@ class _Share:
         self.items: dict[int, None] = {}
         #: The scopes that are not to be split, of which it has completed a test.
         self.scopes: set[str] = set()
-        #: What is known to be beyond recall.
+        #: What is known to have begun, and cannot be taken back.
         self.committed: set[int] = set()
         #: When the first item began, as far as that is known.
         self.since = 0.0

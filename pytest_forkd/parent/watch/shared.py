@@ -22,7 +22,7 @@ def shared_findings() -> list[Finding]:
 def child_processes(known: Container[int] = ()) -> list[Finding]:
     """Children of this process: a worker could neither wait for one nor have it to itself.
 
-    :param known: the pids of children that are none of the suite's.
+    :param known: the pids of children that are not the suite's.
     """
     subprocess = sys.modules.get("subprocess")
     if subprocess is not None:

@@ -484,7 +484,10 @@ def _answer_to(uid: int | None, address: str) -> bytes:
                 payload = b'{"open": {"keep": 0, "most": 4}}'
                 sock.sendall(struct.pack("!II", len(payload), 0) + payload)
                 with contextlib.suppress(ConnectionError):
-                    os.write(writing, sock.recv(4096))
+                    answer = b""
+                    while b'"hello"' not in answer and (data := sock.recv(4096)):
+                        answer += data
+                    os.write(writing, answer)
             status = 0
         os._exit(status)
     os.close(writing)

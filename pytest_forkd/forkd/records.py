@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from pytest_forkd.forkd.answers import ID, TAG
 from pytest_forkd.forkd.errors import ForkdError
+from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["Records", "Run", "is_run_tag", "make_run_tag", "process_identity", "state_directory"]
 
@@ -258,12 +259,8 @@ def process_identity(pid: int) -> str | None:
 
     Sources: proc_pid_stat(5), field 22; random(4) for the boot id.
     """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-    except OSError:
+    fields = read_stat(pid)
+    if fields is None:
         if os.path.isdir("/proc/self"):
             return None
         try:
@@ -273,14 +270,16 @@ def process_identity(pid: int) -> str | None:
         except PermissionError:
             pass
         return str(pid)
-    return None if fields[0] == b"Z" else f"{boot} {pid} {fields[19].decode()}"
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return None if fields[0] == "Z" else f"{boot} {pid} {fields[19]}"
 
 
 def state_directory() -> Path:
     """Where this user's lists about daemons are."""
-    base = os.environ.get("XDG_STATE_HOME")
-    root = Path(base) if base and os.path.isabs(base) else Path.home() / ".local" / "state"
-    return root / "pytest-forkd" / "forkd"
+    from platformdirs import user_state_path  # only runs on daemons need it
+
+    return user_state_path("pytest-forkd", appauthor=False) / "forkd"
 
 
 def _host() -> str:

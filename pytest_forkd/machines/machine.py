@@ -29,6 +29,7 @@ from pytest_forkd.channel.mux import (
 )
 from pytest_forkd.machines.guest_messages import NO_SESSION, check
 from pytest_forkd.machines.pulse import Pulse, Silent
+from pytest_forkd.runtime.wakeup import Wakeup
 
 __all__ = ["Link", "Machine", "MachineError"]
 
@@ -108,9 +109,7 @@ class Machine:
         self._queue: collections.deque[bytes] = collections.deque()
         self._queued = 0
         self._changed = threading.Condition()
-        self._wake, self._waker = socket.socketpair()
-        self._wake.setblocking(False)
-        self._waker.setblocking(False)
+        self._wakeup = Wakeup()
         self._closed = False
         self._lost = False
         self._threads = [
@@ -330,7 +329,7 @@ class Machine:
 
     def _send_all(self) -> None:
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
+        poller.register(self._wakeup, select.POLLIN)
         listening: socket.socket | None = None
         try:
             while not self._closed:
@@ -339,8 +338,8 @@ class Machine:
                     poller.register(listening, select.POLLIN)
                 ready = {fd for fd, _event in poller.poll(1000)}
                 with contextlib.suppress(BlockingIOError):
-                    if self._wake.fileno() in ready:
-                        self._wake.recv(4096)
+                    if self._wakeup.fileno() in ready:
+                        self._wakeup.take()
                 with self._changed:
                     data = b"".join(self._queue)
                     self._queue.clear()
@@ -373,12 +372,11 @@ class Machine:
         self._nudge()
 
     def _nudge(self) -> None:
-        with contextlib.suppress(OSError):
-            self._waker.send(b"!")
+        self._wakeup.wake()
 
     def release(self) -> None:
         """Close its sockets, once its threads have ended."""
-        for sock in (self._wake, self._waker, self._channel):
+        for sock in (self._wakeup, self._channel):
             if sock is not None:
                 sock.close()
 

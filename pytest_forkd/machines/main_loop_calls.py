@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.machines.machine import MachineError
+from pytest_forkd.runtime.wakeup import Wakeup
 
 __all__ = ["Mailbox"]
 
@@ -23,21 +22,18 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._mail: collections.deque[Callable[[], None]] = collections.deque()
-        self._wake, self._waker = socket.socketpair()
-        self._wake.setblocking(False)
-        self._waker.setblocking(False)
+        self._wakeup = Wakeup()
         self._pool = ThreadPoolExecutor(_THREADS, "forkd-machines")
 
     def listen(self, events: EventQueue) -> None:
         """Have the calls made by this main loop."""
-        events.unregister(self._wake)
-        events.register(self._wake, self._read)
+        events.unregister(self._wakeup)
+        events.register(self._wakeup, self._read)
 
     def post(self, call: Callable[[], None]) -> None:
         """Have something called in the main loop."""
         self._mail.append(call)
-        with contextlib.suppress(OSError):
-            self._waker.send(b"!")
+        self._wakeup.wake()
 
     def submit(self, work: Callable[..., Any], *args: Any) -> None:
         """Do something in a thread, whatever comes of it."""
@@ -76,13 +72,10 @@ class Mailbox:
     def close(self, events: EventQueue | None) -> None:
         """Listen to nobody any more."""
         if events is not None:
-            events.unregister(self._wake)
-        self._wake.close()
-        self._waker.close()
+            events.unregister(self._wakeup)
+        self._wakeup.close()
 
     def _read(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._wake.recv(4096):
-                pass
+        self._wakeup.take()
         for _ in range(len(self._mail)):
             self._mail.popleft()()

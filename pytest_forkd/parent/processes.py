@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 from pytest_forkd.compat.process_ids import handed_down
+from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["become_subreaper", "children", "die_with", "fork", "kill_children"]
 
@@ -84,13 +85,8 @@ def children() -> list[int]:
         return []
     for entry in entries:
         if entry.isdecimal():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as file:
-                    stat = file.read()
-            except OSError:
-                continue
-            # pid (comm) state ppid ...; comm may hold anything, so look behind the last ")".
-            if int(stat[stat.rindex(b")") + 2 :].split()[1]) == me:
+            fields = read_stat(entry)
+            if fields is not None and int(fields[1]) == me:
                 found.append(int(entry))
     return found
 

@@ -53,6 +53,7 @@ from pytest_forkd.parent.plan import Plan
 from pytest_forkd.parent.third_party import third_party_packages
 from pytest_forkd.parent.worker.collector_fork import collect, leave_parent
 from pytest_forkd.runtime import frozen_gc as frozen
+from pytest_forkd.runtime.wakeup import Wakeup
 
 __all__ = ["main"]
 
@@ -132,13 +133,12 @@ class _Parent:
         self.left: dict[int, CrashFiles] = {}
         self.collectors: dict[int, FrameSocket] = {}  # pid -> the controller that asked for it
         self.to_learn: list[str] = []
-        self.wakeup, self.wakeup_write = socket.socketpair()
+        self.wakeup = Wakeup()
 
     def run(self) -> int:
-        for end in (self.listener, self.wakeup, self.wakeup_write):
-            end.setblocking(False)
+        self.listener.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the wake-up fd is written
-        signal.set_wakeup_fd(self.wakeup_write.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.wakeup.signal_fd, warn_on_full_buffer=False)
         if self.keep:
             for signum in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(signum, self.end_on_signal)
@@ -338,7 +338,7 @@ class _Parent:
         status = 70  # EX_SOFTWARE of sysexits.h
         try:
             leave_parent(parent_pid, known)
-            ours: list[Any] = [self.selector, self.listener, self.wakeup, self.wakeup_write]
+            ours: list[Any] = [self.selector, self.listener, self.wakeup]
             for each in ours + self.connections:
                 each.close()
             os.dup2(stderr, 2)
@@ -362,9 +362,7 @@ class _Parent:
         processes.kill_children(pids, spare=self.collectors)
 
     def reap(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self.wakeup.recv(512):
-                pass
+        self.wakeup.take()
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from pytest_forkd.backends.base import BackendError
 
@@ -116,10 +117,7 @@ class Store:
     @classmethod
     def find(cls) -> Store:
         """The store in the user's cache directory: ``XDG_CACHE_HOME``, else ``~/.cache``."""
-        base = os.environ.get("XDG_CACHE_HOME")
-        if not base or not os.path.isabs(base):
-            base = os.path.expanduser("~/.cache")
-        return cls(Path(base) / "pytest-forkd")
+        return cls(user_cache_path("pytest-forkd", appauthor=False))
 
     def get(self, kind: str, name: str) -> Entry | None:
         """What was built under a name, if it was."""

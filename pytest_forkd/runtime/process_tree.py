@@ -14,6 +14,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pytest_forkd.runtime.proc_stat import read_stat
+
 __all__ = ["Look", "Process", "end_tree"]
 
 #: Seconds between two looks at what is left of a tree.
@@ -44,12 +46,12 @@ class Look:
 
 
 def _look(pid: int | str) -> Look | None:
+    fields = read_stat(pid)
+    if fields is None:
+        return None
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # pid (comm) state ppid ...; comm may hold anything, so look behind the last ")".
-            fields = file.read().rpartition(b")")[2].decode("ascii").split()
         return Look(fields[0], int(fields[11]) + int(fields[12]), int(fields[1]), fields[19])
-    except (OSError, IndexError, ValueError):
+    except (IndexError, ValueError):
         return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from pytest_forkd.parent.imports.reads import Reads
 from pytest_forkd.parent.imports.searches import Searches
+from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["Stamps", "process_start"]
 
@@ -103,8 +104,7 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 def process_start() -> int:
     """When this process was started, or a moment before, in nanoseconds since the epoch."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5)
+        ticks = int((read_stat("self") or [])[19])  # field 22 of proc_pid_stat(5)
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 10**9 // os.sysconf("SC_CLK_TCK")
         return time.time_ns() - age
     return time.time_ns() - time.process_time_ns()

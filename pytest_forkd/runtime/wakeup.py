@@ -1,0 +1,42 @@
+"""Waking up a loop that waits for sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+__all__ = ["Wakeup"]
+
+
+class Wakeup:
+    """A pair of sockets: one is written to from a thread or a signal handler, one is waited for."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._reader.fileno()
+
+    @property
+    def signal_fd(self) -> int:
+        """A descriptor for ``signal.set_wakeup_fd``."""
+        return self._writer.fileno()
+
+    def wake(self) -> None:
+        """Have who waits wake up; where that is on its way already, or nobody is there, nothing."""
+        with contextlib.suppress(OSError):
+            self._writer.send(b"!")
+
+    def take(self) -> None:
+        """Wait for the next time: what has been written is done with."""
+        with contextlib.suppress(BlockingIOError):
+            while self._reader.recv(4096):
+                pass
+
+    def close(self) -> None:
+        """Close both; safe to call twice."""
+        self._reader.close()
+        self._writer.close()

@@ -20,7 +20,7 @@ from pytest_forkd.channel.bounds import MAX_MESSAGE_BYTES
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.channel.wire import CHANNEL_ID
 from pytest_forkd.compat.execnet import Message, is_message_code, opcode
-from pytest_forkd.compat.execnet_gateway import Gateway, RInfo
+from pytest_forkd.compat.execnet_gateway import Gateway, RInfo, close_channels
 
 __all__ = ["CloneGateway", "SocketIO"]
 
@@ -247,7 +247,7 @@ class CloneGateway(Gateway):
             return False
         if eof:
             self.stop_reading()
-            self._channelfactory._finished_receiving()
+            close_channels(self)
         return bool(messages)
 
     def drain(self) -> bool:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
+    "WARNING_DETAILS",
     "forget_exit_handlers",
     "interpreter_options",
     "interpreter_xoptions",
@@ -22,6 +24,9 @@ __all__ = [
     "run_exit_handlers",
     "running_loop",
 ]
+
+#: The names of a ``warnings.WarningMessage``'s fields.
+WARNING_DETAILS: tuple[str, ...] = warnings.WarningMessage._WARNING_DETAILS  # type: ignore[attr-defined]
 
 
 def interpreter_options() -> list[str]:

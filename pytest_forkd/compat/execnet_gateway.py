@@ -7,4 +7,9 @@ from __future__ import annotations
 
 from execnet.gateway import Gateway, RInfo
 
-__all__ = ["Gateway", "RInfo"]
+__all__ = ["Gateway", "RInfo", "close_channels"]
+
+
+def close_channels(gateway: Gateway) -> None:
+    """Tell a gateway's channels that nothing more will come."""
+    gateway._channelfactory._finished_receiving()

@@ -7,7 +7,16 @@ from typing import Any
 
 from pytest_forkd.compat.tracebacks import left_out
 
-__all__ = ["change_arguments"]
+__all__ = ["change_arguments", "distribution_directory"]
+
+
+def distribution_directory(distribution: Any) -> str | None:
+    """The ``.dist-info`` directory of one of ``list_plugin_distinfo()``, if it is a directory.
+
+    Its name holds the version, and costs less than reading the metadata.
+    """
+    folder = getattr(distribution._dist, "_path", None)
+    return None if folder is None else str(folder)
 
 
 def change_arguments(caller: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:

@@ -37,6 +37,7 @@ __all__ = [
     "prepare_config",
     "renew_global_capture",
     "set_basetemp",
+    "set_nodeid",
     "set_program_name",
     "terminal_file",
     "unconfigure",
@@ -94,6 +95,11 @@ def set_basetemp(factory: Any, path: Path) -> None:
     """Have a ``tmp_path_factory`` make its directories below another one from now on."""
     factory._given_basetemp = path
     factory._basetemp = None
+
+
+def set_nodeid(item: Any, nodeid: str) -> None:
+    """Give an item another id, where ids are structured (pytest 9.2)."""
+    item._id = type(item._id).parse(nodeid)
 
 
 # -- capture and output ------------------------------------------------------------------------

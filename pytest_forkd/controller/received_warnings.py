@@ -10,6 +10,8 @@ import sys
 import warnings
 from typing import Any
 
+from pytest_forkd.compat.cpython import WARNING_DETAILS
+
 __all__ = ["rebuild_warning"]
 
 
@@ -30,11 +32,7 @@ def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
             message = message_class(*given)
         else:
             message = Warning(text)
-    details = {
-        name: data[name]
-        for name in warnings.WarningMessage._WARNING_DETAILS  # type: ignore[attr-defined]
-        if name not in ("message", "category")
-    }
+    details = {name: data[name] for name in WARNING_DETAILS if name not in ("message", "category")}
     return warnings.WarningMessage(message=message, category=category, **details)  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from pytest_forkd import PytestForkdWarning
 from pytest_forkd.backends.base import Backend, BackendError, WorkerEnd
 from pytest_forkd.channel.deselected import DeselectedItem
 from pytest_forkd.compat.xdist import DistSession, Interrupted
+from pytest_forkd.compat.xdist_schedulers import top_up
 from pytest_forkd.controller.batched_terminal import batched_terminal
 from pytest_forkd.controller.collector_answers import CollectorAnswers
 from pytest_forkd.controller.collector_losses import CollectorLosses
@@ -37,7 +38,6 @@ from pytest_forkd.runtime.log_files import reopen_log_files
 from pytest_forkd.scheduling import Estimates, ForkdScheduling, SplitScope, make_scheduler
 from pytest_forkd.scheduling.durations import Durations
 from pytest_forkd.scheduling.reserve import Reserve
-from pytest_forkd.scheduling.xdist_repair import top_up
 
 __all__ = ["ForkdSession"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pytest_forkd.compat.pluggy import distribution_directory
 from pytest_forkd.config.cache import QuietCache
 
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
@@ -147,8 +148,7 @@ def active_plugins(config: pytest.Config) -> list[str]:
     manager = config.pluginmanager
     found = {sys.version.split()[0], f"pytest {pytest.__version__}"}
     for _plugin, distribution in manager.list_plugin_distinfo():
-        # The directory's name holds the version, and costs less than reading the metadata.
-        folder = getattr(distribution._dist, "_path", None)
+        folder = distribution_directory(distribution)
         found.add(os.path.basename(folder) if folder else f"{distribution.project_name}")
     for _name, plugin in manager.list_name_plugin():
         path = getattr(plugin, "__file__", None)

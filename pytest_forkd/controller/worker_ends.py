@@ -8,11 +8,11 @@ import time
 
 import pytest
 
+from pytest_forkd.compat.xdist_schedulers import run_again, take_out
 from pytest_forkd.controller.crash_report import crash_report
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.run import Run, RunLost
 from pytest_forkd.scheduling import ForkdScheduling
-from pytest_forkd.scheduling.xdist_repair import run_again, take_out
 
 __all__ = ["WorkerEnds"]
 
@@ -131,7 +131,10 @@ class WorkerEnds:
             if self._unexplained > _MAX_UNEXPLAINED and node.given:
                 node.running = next(iter(node.given))
         running = None if node.running is None else node.nodeid(node.running)
-        return take_out(self._run.sched, node, running)
+        sched = self._run.sched
+        if isinstance(sched, ForkdScheduling) and node in sched.nodes:
+            return running, sched.take_out(node, node.running)
+        return take_out(sched, node, running)
 
     def report_crash(self, nodeid: str, node: ForkdWorkerController) -> None:
         """Report a test as failed because its worker died."""

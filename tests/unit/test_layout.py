@@ -125,6 +125,33 @@ def test_what_is_private_to_others_is_reached_in_one_room() -> None:
     assert not found, "\n".join(found)
 
 
+def test_private_attributes_are_our_own() -> None:
+    """Those that no class or module of this package has are somebody else's."""
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in files().values()}
+    own = {"_exit", "_getframe", "_replace"}  # documented
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                own.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                own.add(node.id)
+    found = [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path, tree in trees.items()
+        if path.parent.name != "compat"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and node.attr not in own
+        # What a subclass has inherited is looked for by the self-test.
+        and not (isinstance(node.value, ast.Name) and node.value.id == "self")
+    ]
+    assert not found, "\n".join(found)
+
+
 def test_there_are_no_circles() -> None:
     graph = {name: {other for _line, other in own_imports(path)} for name, path in files().items()}
     try:

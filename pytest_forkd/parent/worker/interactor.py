@@ -19,7 +19,7 @@ from pytest_forkd.channel.packing import sendable_location
 from pytest_forkd.channel.short_reports import PytestAlone, as_passed
 from pytest_forkd.channel.wire import WorkerChannel
 from pytest_forkd.compat.pluggy import change_arguments
-from pytest_forkd.compat.pytest import Exit
+from pytest_forkd.compat.pytest import Exit, set_nodeid
 from pytest_forkd.compat.tracebacks import left_out
 from pytest_forkd.compat.xdist_remote import (
     Marker,
@@ -169,7 +169,7 @@ class Interactor(WorkerInteractor):
             # reads no longer since 9.2, where ids are structured (pytest-dev/pytest-xdist#1386).
             with_group = vars(each).get("_nodeid")
             if with_group is not None and each.nodeid != with_group:
-                each._id = type(each._id).parse(with_group)
+                set_nodeid(each, with_group)
 
     @pytest.hookimpl
     def pytest_collection_finish(self, session: pytest.Session) -> None:

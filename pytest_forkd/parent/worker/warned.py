@@ -14,6 +14,7 @@ import pytest
 from pytest_forkd import PytestForkdWarning
 from pytest_forkd.channel.packing import Replaced
 from pytest_forkd.channel.sendable import as_builtins
+from pytest_forkd.compat.cpython import WARNING_DETAILS
 from pytest_forkd.compat.pytest import apply_warning_filters
 
 __all__ = ["replaced_warnings", "take_apart"]
@@ -45,7 +46,7 @@ def take_apart(message: warnings.WarningMessage) -> dict[str, Any]:
     if category:
         data["category_module"] = category.__module__
         data["category_class_name"] = category.__name__
-    for name in message._WARNING_DETAILS:  # type: ignore[attr-defined]
+    for name in WARNING_DETAILS:
         if name not in ("message", "category"):
             value = getattr(message, name)
             data[name] = _or_else(value, None if value is None else repr(value))

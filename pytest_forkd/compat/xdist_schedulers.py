@@ -12,8 +12,6 @@ from typing import Any
 
 from xdist.scheduler import EachScheduling, LoadScopeScheduling
 
-from pytest_forkd.scheduling.scheduler import ForkdScheduling
-
 __all__ = ["run_again", "take_out", "top_up"]
 
 
@@ -27,9 +25,6 @@ def take_out(sched: Any, node: Any, running: str | None) -> tuple[str | None, bo
     """
     if sched is None or node not in sched.nodes:
         return None, True
-    if isinstance(sched, ForkdScheduling):
-        more = sched.take_out(node, node.running)
-        return running, more
     if isinstance(sched, EachScheduling):
         return running, _take_out_each(sched, node)
     if isinstance(sched, LoadScopeScheduling):

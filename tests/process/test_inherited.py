@@ -10,7 +10,7 @@ import re
 import pytest
 
 from tests.conftest import Runner
-from tests.test_tripwires import causes, skip_without
+from tests.process.test_tripwires import causes, skip_without
 
 #: A test module's objects, and what a test does with them; no worker may collect for itself.
 OWN = {

@@ -51,7 +51,7 @@ def doctor(daemon: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(*args: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest_forkd.commands.main", "doctor", *args]
-        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         result = subprocess.run(
             command,
             capture_output=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import Runner
-from tests.test_hygiene import LEVELS
+from tests.process.test_hygiene import LEVELS
 
 ERRORS = ["-W", "error"]
 

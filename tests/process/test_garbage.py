@@ -6,7 +6,7 @@ import pytest
 from _pytest import unraisableexception
 
 from tests.conftest import Runner
-from tests.test_hygiene import LEVELS, notes
+from tests.process.test_hygiene import LEVELS, notes
 
 #: Asks at the import of a test module, which a collector does, and in a test.
 ASKS = """

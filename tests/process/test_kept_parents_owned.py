@@ -20,7 +20,7 @@ from pytest_forkd.parent.kept.store import Store
 from pytest_forkd.runtime.process_tree import Process
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import BackgroundRun, processes_of, wait_until
-from tests.test_kept_parents import SLOW, command, is_running, origin, statuses
+from tests.process.test_kept_parents import SLOW, command, is_running, origin, statuses
 
 linux = pytest.mark.skipif("sys.platform != 'linux'", reason="needs /proc and pidfd_open(2)")
 ENTRY = "0123456789abcdef0123-abcd1234"
@@ -285,5 +285,5 @@ def test_which_variables_matter(environ: dict[str, str]) -> None:
 
 
 def test_the_list_of_variables_is_documented() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "options.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "options.md").read_text("utf-8")
     assert [pattern for pattern in VOLATILE if f"`{pattern}`" not in text] == []

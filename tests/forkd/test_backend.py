@@ -10,8 +10,8 @@ pytest.importorskip("httpx", reason="needs the extra pytest-forkd[forkd]")
 
 from tests.conftest import Runner
 from tests.forkd_fixtures import TAG, WARMUP
+from tests.process.test_parity import Outcome, check_outcome, run_suite
 from tests.standin.fixture import StandIn
-from tests.test_parity import Outcome, check_outcome, run_suite
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Runner
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "ml_suite"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "ml_suite"
 #: The part that needs nothing but NumPy.
 NUMPY_PART = ["test_arithmetic.py", "test_text.py", "test_arrays.py"]
 

@@ -266,7 +266,7 @@ def _installed() -> set[str]:
 
 
 def _group() -> list[str]:
-    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
     groups: dict[str, list[str]] = tomllib.loads(pyproject.read_text())["dependency-groups"]
     return groups[_GROUP]
 

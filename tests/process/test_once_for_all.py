@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import Runner
-from tests.test_tripwires import PROBE, causes, level, skip_without
+from tests.process.test_tripwires import PROBE, causes, level, skip_without
 
 
 @pytest.mark.parametrize("hook", ["pytest_sessionfinish", "pytest_unconfigure"])

@@ -307,7 +307,7 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
         "    print(daemon.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root
     ) as starter:

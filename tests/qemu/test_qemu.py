@@ -24,7 +24,7 @@ from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
 from tests.conftest import Runner
 from tests.leftovers import wait_for_no_processes
-from tests.test_parity import check_outcome, run_suite
+from tests.process.test_parity import check_outcome, run_suite
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 

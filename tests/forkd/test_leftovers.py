@@ -22,7 +22,7 @@ from pytest_forkd.forkd.ledger import Ledger
 from pytest_forkd.forkd.records import Records, is_run_tag, make_run_tag, process_identity
 from tests.standin.fixture import StandIn
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SECRET = "hUsh-4711"
 #: A controller: makes two sandboxes and a branch, writes them down, and waits.
 CONTROLLER = """

@@ -1,0 +1,1 @@
+"""Runs in machines of a forkd daemon, the stand-in or a real one."""

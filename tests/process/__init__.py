@@ -1,0 +1,1 @@
+"""Runs whose workers are forks, as users have them."""

@@ -217,10 +217,8 @@ class _Controller:
 
         This plugin was registered after xdist, so its ``trylast`` comes later.
         """
-        from pytest_forkd.controller.internals import remember_internals
         from pytest_forkd.controller.session import ForkdSession
 
-        remember_internals(config)
         manager = config.pluginmanager
         for name in ("dsession", "terminaldistreporter"):
             plugin = manager.getplugin(name)

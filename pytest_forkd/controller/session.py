@@ -21,6 +21,7 @@ from pytest_forkd.controller.batched_terminal import batched_terminal
 from pytest_forkd.controller.collector_answers import CollectorAnswers
 from pytest_forkd.controller.collector_losses import CollectorLosses
 from pytest_forkd.controller.early_imports import EarlyImports
+from pytest_forkd.controller.internals import remember_internals
 from pytest_forkd.controller.node_manager import ForkdNodeManager
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.settings import Settings
@@ -175,6 +176,7 @@ class ForkdSession(DistSession):
         """Wait for the collection, then loop as xdist does."""
         if not self.collector.settle():
             return True
+        remember_internals(self.config)
         self._reserve.watch(self.nodes.events)
         try:
             with fewer_full_collections(), batched_terminal(self.terminal) as flush:

@@ -30,7 +30,7 @@ class CollectorGone(BackendError):
     """The collector has died, which the listener is going to be told."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunRequest:
     """What a collector needs to know about a run.
 

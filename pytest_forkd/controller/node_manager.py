@@ -101,19 +101,21 @@ class ForkdNodeManager(NodeManager):
         """What the collector has to know about this run; see :class:`RunRequest`."""
         modules, rewriting = early.modules, early.rewriting()
         nodes = list(self.nodes.values())
-        request = make_request(self.config, nodes[0].workerinput)
-        request.nodes = [node.packed_workerinput() for node in nodes]
-        request.basetemp = nodes[0].basetemp
-        request.warm, request.level, request.deadly = warm, level, deadly
-        request.modules, request.scan, request.exclude = (
-            modules.names,
-            not modules.complete,
-            early.plan.exclude,
+        return make_request(
+            self.config,
+            nodes[0].workerinput,
+            warm=warm,
+            level=level,
+            nodes=[node.packed_workerinput() for node in nodes],
+            basetemp=nodes[0].basetemp,
+            modules=modules.names,
+            scan=not modules.complete,
+            testpaths=[str(path) for path in self.config.getini("testpaths")],
+            exclude=early.plan.exclude,
+            skip=early.plan.skip,
+            rewriting=None if rewriting is None else asdict(rewriting),
+            deadly=deadly,
         )
-        request.skip = early.plan.skip
-        request.rewriting = None if rewriting is None else asdict(rewriting)
-        request.testpaths = [str(path) for path in self.config.getini("testpaths")]
-        return request
 
     def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
         """The collector has died: no node can be spawned until there is another.

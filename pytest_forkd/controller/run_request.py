@@ -17,10 +17,15 @@ __all__ = ["early_request", "make_request"]
 _ROLE = ("workerid", "workercount", "testrunuid")
 
 
-def make_request(config: pytest.Config, role: dict[str, Any]) -> RunRequest:
-    """A request for a collector, less what the nodes add to it.
+def make_request(
+    config: pytest.Config, role: dict[str, Any], *, warm: str, level: str, **known: Any
+) -> RunRequest:
+    """A request for a collector.
 
     :param role: the first node's ``workerinput``.
+    :param warm: the warm level that was asked for.
+    :param level: the warm level to try.
+    :param known: the fields of a request that only its nodes and its memory know.
     """
     from pytest_forkd.compat.xdist_plugin import import_path
 
@@ -32,8 +37,9 @@ def make_request(config: pytest.Config, role: dict[str, Any]) -> RunRequest:
         mainargv=list(sys.argv),
         sigint=signal.getsignal(signal.SIGINT) is not signal.SIG_IGN,
         role={name: role[name] for name in _ROLE},
-        warm="",
-        level="collection",
+        warm=warm,
+        level=level,
+        **known,
     )
 
 
@@ -44,4 +50,4 @@ def early_request(config: pytest.Config, namespace: Any, settings: Settings) -> 
         "workercount": guess_workers(settings, namespace),
         "testrunuid": settings.testrunuid,
     }
-    return make_request(config, role)
+    return make_request(config, role, warm=settings.warm, level="collection")

@@ -201,8 +201,8 @@ class Session:
         self.lost: list[str] = []
         self.ends: dict[str, WorkerEnd] = {}
         self.channels: dict[str, socket.socket] = {}
-        request = RunRequest([], "/", {}, [], [], True, {}, level, level)
-        request.nodes = ["x"] * workers
+        nodes = ["x"] * workers
+        request = RunRequest([], "/", {}, [], [], True, {}, level, level, nodes=nodes)
         self.backend.start()
         self.backend.begin(request, self.events, self)
 

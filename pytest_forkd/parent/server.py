@@ -278,6 +278,7 @@ class _Parent:
             "early": bool(self.preloaded.early),
             "skipped": self.plan.skip,
             "stale": self.ending,
+            "kept": self.keep,
         }
         if self.ending is not None:
             self.withdraw()

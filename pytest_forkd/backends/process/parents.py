@@ -193,9 +193,8 @@ class Parent:
     def _open(self) -> None:
         assert self.control is not None
         with contextlib.suppress(OSError):  # its end is noticed where its greeting is awaited
-            keep = self._keep
-            request = {"keep": keep.seconds, "most": keep.most, "skip": self._plan.skip}
-            self.control.send({"open": request})
+            keep, most = self._keep.seconds, self._keep.most
+            self.control.send({"open": {"keep": keep, "most": most, "skip": self._plan.skip}})
 
     def _launch(self, path: Path, entry: Entry | None) -> None:
         """Start a parent that listens at ``path``, and connect to it."""
@@ -362,6 +361,8 @@ class Parent:
             elif self.hello is None:
                 self._call_off(self._process)
             else:
+                if not self.hello["kept"]:  # it ends with this run, of use to no other one
+                    wait_for_end(self._process, _END_TIMEOUT)
                 disown(self._process)
         self._forget()
         if self._store is not None:

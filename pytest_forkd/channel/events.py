@@ -197,7 +197,8 @@ class _Loader(Unserializer):
         assert isinstance(self.stream, io.BytesIO)
         self.stream.seek(-4, io.SEEK_CUR)
         # Before they are hashed.
-        depth = max((self._depths.get(id(v), 0) for v in self.stack[-length:]), default=0)
+        items = self.stack[len(self.stack) - length :]
+        depth = max((self._depths.get(id(value), 0) for value in items), default=0)
         self._check(depth + 1)
         load(self)
         self._depths[id(self.stack[-1])] = depth + 1

@@ -201,6 +201,15 @@ def test_decoding_junk_gives_events_or_a_value_error(payload: bytes) -> None:
     assert all(type(event) in names_of_events() for event in events)
 
 
+@pytest.mark.parametrize("empty", [(), set(), frozenset()], ids=["tuple", "set", "frozenset"])
+def test_empty_values_are_not_taken_for_deep_ones(empty: object) -> None:
+    """Each was taken to hold all that was being read, and a hundred of them ended the worker."""
+    value = [[empty] for _ in range(300)]
+    assert unpack_object(pack_object(value)) == value
+    many = [empty] * 300
+    assert unpack_object(pack_object(many)) == many
+
+
 def test_a_batch_that_is_nested_too_deeply_is_a_value_error() -> None:
     with pytest.raises(ValueError):
         decode_events(b"[" * 200_000)

@@ -262,7 +262,5 @@ class CollectorAnswers:
             raise CollectorLost(f"{reason}, and another collector could not begin: {answer}")
         run.nodes.spawn_nodes([])
         for each in nodes:
-            self._ends.take_out(each)
-            self._ends.replace(each)
-            run.active_nodes.discard(each)
+            self._ends.make_up_for(each, *self._ends.take_out(each))
             each.discard()

@@ -78,11 +78,6 @@ class Parent:
         return self.control is not None and (self._confirmed or self.hello is not None)
 
     @property
-    def is_own(self) -> bool:
-        """Whether this run has made it."""
-        return self._process is not None
-
-    @property
     def pid(self) -> int | None:
         """Its process id, as far as known."""
         if self._process is not None:

@@ -24,6 +24,9 @@ _LEAST_MEMORY = 0.05
 #: as a change: a tenth more processes, or a tenth less of them that want to run.
 _CROWD_LIMIT = 10.0
 _CHANGE = 0.1
+#: The same for a crowd without memory, whose processes do not want to run since each of them waits
+#: for its program to be read from the disk again. In another few seconds nothing runs, nor do we.
+_STARVED_LIMIT = 1.0
 
 
 class Crowd(NamedTuple):
@@ -33,11 +36,13 @@ class Crowd(NamedTuple):
         looks at their number, and adds to it later.
     :ivar running: how many of them want to run.
     :ivar reason: what there is no more of, in words.
+    :ivar starved: next to no memory is available, either.
     """
 
     tasks: int
     running: int
     reason: str
+    starved: bool = False
 
 
 class CrowdWatch:
@@ -51,6 +56,7 @@ class CrowdWatch:
     def __init__(self) -> None:
         self._seen: Crowd | None = None
         self._changed = 0.0
+        self._starved_since: float | None = None
 
     def stays(self, crowd: Crowd | None, now: float) -> bool:
         """Whether the crowd has to be ended.
@@ -59,6 +65,12 @@ class CrowdWatch:
         :param now: seconds, by ``time.monotonic()``.
         """
         seen = self._seen
+        if crowd is None or not crowd.starved:
+            self._starved_since = None
+        elif self._starved_since is None:
+            self._starved_since = now
+        elif now - self._starved_since >= _STARVED_LIMIT:
+            return True
         if crowd is None:
             self._seen = None
             return False
@@ -103,12 +115,13 @@ class Resources:
             # "0.20 0.18 0.12 1/80 11206": running and all, processes and threads alike
             running, tasks = map(int, self._read("loadavg").split()[3].split("/"))
             allowed = min(int(self._read(f"sys/kernel/{n}")) for n in ("threads-max", "pid_max"))
+            starved = self._memory() < _LEAST_MEMORY
             if tasks >= _CROWDED * allowed:
                 reason = f"it has {tasks} processes and threads, of {allowed} at most"
-                return Crowd(tasks, running, reason)
-            if tasks > _MANY_TASKS and self._memory() < _LEAST_MEMORY:
+                return Crowd(tasks, running, reason, starved)
+            if tasks > _MANY_TASKS and starved:
                 reason = f"it has {tasks} processes and threads, and no memory left"
-                return Crowd(tasks, running, reason)
+                return Crowd(tasks, running, reason, starved)
         except (OSError, ValueError, LookupError, AttributeError):
             pass  # no room for this either, or another kind of kernel
         return None

@@ -260,6 +260,7 @@ def test_a_file_system_that_goes_away_is_not_full(proc: Path, places: Places) ->
         (80, 7800, 600_000, None),
         (7019, 7800, 600_000, None),
         (7020, 7800, 600_000, "it has 7020 processes and threads, of 7800 at most"),
+        (7020, 7800, 40_000, "it has 7020 processes and threads, of 7800 at most"),
         (390, 400, 600_000, "it has 390 processes and threads, of 400 at most"),
         (2000, 7800, 600_000, None),
         (2000, 7800, 40_000, "it has 2000 processes and threads, and no memory left"),
@@ -273,7 +274,7 @@ def test_processes_that_leave_no_room_for_others(
     (proc / "sys/kernel/threads-max").write_text(f"{allowed}\n")
     (proc / "meminfo").write_text(f"MemTotal: 1000000 kB\nMemAvailable: {memory} kB\n")
     crowd = Resources(proc).crowd()
-    assert crowd == (None if told is None else Crowd(tasks, 17, told))
+    assert crowd == (None if told is None else Crowd(tasks, 17, told, starved=memory == 40_000))
     assert Resources(proc).exhausted() == told
 
 
@@ -301,6 +302,26 @@ def test_a_crowd_that_stays(crowds: list[tuple[int, int] | None], stays: bool) -
         for second, crowd in enumerate(crowds)
     ]
     assert found == [False] * (len(crowds) - 1) + [stays]
+
+
+@pytest.mark.parametrize(
+    ("memory", "stays"),
+    [
+        # Fewer and fewer want to run, since all of them wait for memory; one look a second.
+        ([True, True], True),
+        ([False] * 9 + [True, True], True),
+        ([True, False] * 4, False),
+        ([True, None] * 4, False),
+    ],
+)
+def test_a_crowd_without_memory_is_not_on_its_way(memory: list[bool | None], stays: bool) -> None:
+    """It stood still for a minute and more, and so did our process in that guest."""
+    watch = CrowdWatch()
+    found = []
+    for second, starved in enumerate(memory):
+        crowd = None if starved is None else Crowd(588, 580 - 70 * (second % 8), "many", starved)
+        found.append(watch.stays(crowd, 100.0 + second))
+    assert found == [False] * (len(memory) - 1) + [stays]
 
 
 def test_every_crowd_comes_to_its_end() -> None:

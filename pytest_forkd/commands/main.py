@@ -40,21 +40,33 @@ def main(argv: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
-    except (ForkdError, StoreError) as exc:
-        print(f"pytest-forkd: {exc}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("pytest-forkd: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except ModuleNotFoundError as exc:
-        if exc.name != "httpx":
-            raise
-        print(
-            "pytest-forkd: this needs httpx; install it with: "
-            "python -m pip install 'pytest-forkd[forkd]'",
-            file=sys.stderr,
-        )
-        return 1
+    except BaseException as exc:
+        if _is_interruption(exc):
+            print("pytest-forkd: interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
+        if isinstance(exc, (ForkdError, StoreError)):
+            print(f"pytest-forkd: {exc}", file=sys.stderr)
+            return 1
+        if isinstance(exc, ModuleNotFoundError) and exc.name == "httpx":
+            print(
+                "pytest-forkd: this needs httpx; install it with: "
+                "python -m pip install 'pytest-forkd[forkd]'",
+                file=sys.stderr,
+            )
+            return 1
+        raise
+
+
+def _is_interruption(exc: BaseException) -> bool:
+    """Whether it is Ctrl-C, or what Ctrl-C has led to.
+
+    What a library raises while it cleans up takes the place of ``KeyboardInterrupt``: an archive
+    that is left half-written raises ``ValueError``.
+    """
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 if __name__ == "__main__":

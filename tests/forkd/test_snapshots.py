@@ -350,12 +350,30 @@ def test_a_build_that_is_interrupted_leaves_nothing(
             time.sleep(0.01)
         process.send_signal(signum)
         _out, err = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert err.endswith("pytest-forkd: interrupted\n")
     assert "Traceback" not in err
     assert [each[1] for each in calls(programs)] == ["--force-rm", "rm", "prune"]
     assert BuiltSnapshots().all() == []
     assert run_processes(str(project)) == []
+
+
+def test_an_interruption_that_an_archive_hides(
+    command: Command, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half-written, it cannot be closed and says so: that was shown, with exit code 1."""
+
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError("Can't close the ZIP file while there is an open writing handle on it")
+
+    monkeypatch.setattr("pytest_forkd.forkd.building.make_wheel", interrupted)
+    result = command("build")
+    assert result.returncode == 130
+    assert result.stderr.endswith("pytest-forkd: interrupted\n")
+    assert [each[1] for each in calls(programs)][-2:] == ["rm", "prune"]
 
 
 @pytest.mark.parametrize("name", ["docker", "forkd"])

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from pytest_forkd import __version__
 from pytest_forkd.compat.cpython import interpreter_xoptions
 from pytest_forkd.parent.plan import Rewriting
+from pytest_forkd.runtime.site_directories import site_directories
 
 __all__ = ["VOLATILE", "fingerprint", "installed", "that_matter"]
 
@@ -128,12 +128,8 @@ def _stamp(path: str) -> list[int] | None:
 
 def installed() -> list[Any]:
     """Each installed distribution, with the time of its record, and every ``.pth`` file."""
-    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    folders.update(
-        entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))
-    )
     found: list[Any] = []
-    for folder in sorted(folders):
+    for folder in sorted(site_directories()):
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.endswith(".dist-info"):

@@ -9,12 +9,12 @@ import importlib.util
 import os
 import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from pytest_forkd.compat.pytest import OutcomeException
+from pytest_forkd.runtime.site_directories import site_prefixes
 
 __all__ = [
     "import_modules",
@@ -74,7 +74,7 @@ def third_party_modules(
 
 def installed_modules(names: Iterable[str]) -> list[str]:
     """Those of the loaded modules ``names`` that are of installed distributions."""
-    roots = _third_party_roots()
+    roots = site_prefixes()
     found = []
     for name in names:
         module = sys.modules.get(name)
@@ -91,15 +91,9 @@ def installed_modules(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _third_party_roots() -> tuple[str, ...]:
-    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    paths.update(entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages")))
-    return tuple(os.path.join(path, "") for path in paths if path)
-
-
 def third_party_packages() -> list[str]:
     """The top-level third-party packages that are loaded."""
-    roots = _third_party_roots()
+    roots = site_prefixes()
     return sorted(
         name
         for name, module in list(sys.modules.items())
@@ -194,7 +188,7 @@ def _is_third_party(top: str) -> bool:
         origin = spec.origin if spec is not None else None
         if origin is None or top.startswith("pytest"):
             return False
-        return origin.startswith(_third_party_roots())
+        return origin.startswith(site_prefixes())
     return False
 
 

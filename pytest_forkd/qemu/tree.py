@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest_forkd
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.runtime.site_directories import site_directories
 from pytest_forkd.sync.scan import SyncError, scan
 
 __all__ = ["Contents", "contents", "plant"]
@@ -127,9 +128,7 @@ def _base_executable() -> str:
 
 def _site_packages() -> list[str]:
     """Where packages are looked for; those of the base are not, in most virtual environments."""
-    names = ("purelib", "platlib")
-    found = [sysconfig.get_path(name) for name in names]
-    found += [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    found = list(site_directories())
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
     return sorted(set(found))

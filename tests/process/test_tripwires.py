@@ -720,6 +720,23 @@ def test_hooks_of_installed_plugins_are_no_finding(pytester: pytest.Pytester, ru
 # -- what is said and remembered ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_was_installed_into_a_directory_of_its_own_is_no_project_code(
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """``pip install --target``, named by PYTHONPATH: as with ``site-packages``, libraries may."""
+    target = pytester.mkdir("target")
+    (target / "library.py").write_text("import os\nPID = os.getpid()\n")
+    if recorded:
+        (target / "library-1.0.dist-info").mkdir()
+        (target / "library-1.0.dist-info/RECORD").write_text("library.py,,\n")
+    monkeypatch.setenv("PYTHONPATH", str(target))
+    pytester.makepyfile(test_it=f"{PROBE}\n    import library\n")
+    found = causes(run())
+    assert level(pytester) == ("collection" if recorded else "imports"), found
+    assert ["os.getpid() is called" in each for each in found] == [True][recorded:]
+
+
 def test_one_line_is_enough_for_many_findings(pytester: pytest.Pytester, run: Runner) -> None:
     pytester.makeconftest(
         """

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import CodeType, FrameType, ModuleType
 from typing import Any
 
+from pytest_forkd.runtime.site_directories import site_directories
+
 __all__ = [
     "Finding",
     "caller_outside",
@@ -40,8 +42,7 @@ class Finding:
 
 
 def _installed_roots() -> tuple[str, ...]:
-    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots.update(entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages")))
+    roots = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), *site_directories()}
     return tuple(os.path.join(os.path.realpath(root), "") for root in roots if root)
 
 

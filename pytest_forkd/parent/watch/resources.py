@@ -21,6 +21,12 @@ __all__ = ["OpenFiles", "resource_findings"]
 _HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
 _LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
 
+#: What a process has open that computes on a GPU, with CUDA or ROCm. NVML opens other files: it
+#: only asks for the devices there are, which a fork can do again.
+_GPU_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
+#: What CUDA opens beside it: pipes, what looks like an event loop, and a socket of this name.
+_GPU_SOCKET = "@cuda-"
+
 #: Seconds for a thread to end that has nothing more to do: asyncio's, which wait for a child
 #: process, are there for a moment after the result is.
 _ENDING_THREAD_LIMIT = 0.02
@@ -66,9 +72,12 @@ def resource_findings(files: OpenFiles, known_fds: Iterable[int]) -> list[Findin
     :param files: what was open before the suite was configured.
     :param known_fds: descriptors that are looked after: capture's, log files', adapted plugins'.
     """
+    opened = files.new([*known_fds, *_log_file_fds()])
+    gpus = [target for _fd, target in opened if target in _GPU_FILES]
     return [
+        *[Finding(_describe_gpu(target)) for target in gpus[:1]],
         *_threads(),
-        *_open_files(files, known_fds),
+        *_open_files(opened, beside_gpu=bool(gpus)),
         *_event_loops(),
         *_native_threads(),
     ]
@@ -92,23 +101,34 @@ def _threads() -> list[Finding]:
     return findings
 
 
-def _open_files(files: OpenFiles, known_fds: Iterable[int]) -> list[Finding]:
+def _open_files(opened: Iterable[tuple[int, str]], *, beside_gpu: bool) -> list[Finding]:
     findings = []
-    for fd, target in files.new([*known_fds, *_log_file_fds()]):
+    for fd, target in opened:
+        if beside_gpu and (target.startswith("pipe:") or target in _LOOP_FILES):
+            continue  # the driver's, most likely
         if target.startswith("socket:"):
-            what = f"{_describe_socket(fd)} is open, and would be shared by all workers"
+            name = _describe_socket(fd)
+            if beside_gpu and _GPU_SOCKET in name:
+                continue
+            what = f"{name} is open, and would be shared by all workers"
         elif target.startswith("pipe:"):
             what = f"a pipe (descriptor {fd}) is open, and would be shared by all workers"
         elif target in _LOOP_FILES:
             what = "an event loop is open, and would be shared by all workers"
-        elif target.startswith("/dev/nvidia"):
-            what = f"a GPU context is open ({target}), and does not survive a fork"
         elif target.startswith(_HARMLESS_FILES) or is_installed(target):
             continue
         else:
             what = f"file {target} is open, and all workers would share its position"
         findings.append(Finding(what))
     return findings
+
+
+def _describe_gpu(target: str) -> str:
+    what = f"the GPU has been used ({target} is open), and no fork of this process could use it"
+    if "torch" in sys.modules:
+        # CUDA semantics of PyTorch's documentation names the variable.
+        what += "; torch.cuda.is_available() uses it, unless PYTORCH_NVML_BASED_CUDA_CHECK=1 is set"
+    return what
 
 
 def _describe_socket(fd: int) -> str:
@@ -129,6 +149,8 @@ def _describe_socket(fd: int) -> str:
 
 
 def _address(name: Any) -> str:
+    if isinstance(name, bytes):  # without a file, unix(7); ss(8) shows such names like this, too
+        return "@" + name.strip(b"\0").decode("utf-8", "replace")
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
 
 

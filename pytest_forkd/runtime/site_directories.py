@@ -1,0 +1,56 @@
+"""Which directories on the path hold installed distributions, and not the project's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import sysconfig
+
+__all__ = ["site_directories", "site_prefixes"]
+
+#: What was found for a path and a working directory: looking means reading directories.
+_found: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+
+def site_directories() -> tuple[str, ...]:
+    """The directories that installers write to, as they are named on the path.
+
+    :returns: those of the interpreter, those called ``site-packages`` or ``dist-packages``, and
+        those that an installer was told to write to (``pip install --target``): they hold the
+        record of a distribution, and the working directory is not in them. A package that is
+        installed for editing is not there, only its record is.
+    """
+    key = (os.getcwd() if os.path.isdir(".") else "", *sys.path)
+    found = _found.get(key)
+    if found is None:
+        folders = dict.fromkeys(
+            path for name in ("purelib", "platlib") if (path := sysconfig.get_path(name))
+        )
+        for entry in sys.path:
+            if entry.endswith(("site-packages", "dist-packages")) or _is_target(entry, key[0]):
+                folders[entry] = None
+        found = _found[key] = tuple(folders)
+    return found
+
+
+def _is_target(entry: str, here: str) -> bool:
+    """Whether an installer has been told to write to this directory."""
+    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    if (
+        not os.path.isabs(entry)
+        or entry.startswith(own)
+        or os.path.join(here, "").startswith(os.path.join(entry, ""))
+    ):
+        return False
+    with contextlib.suppress(OSError), os.scandir(entry) as children:
+        return any(
+            child.name.endswith(".dist-info") and os.path.exists(os.path.join(child.path, "RECORD"))
+            for child in children
+        )
+    return False
+
+
+def site_prefixes() -> tuple[str, ...]:
+    """The same directories, each with the separator at its end, to compare paths with."""
+    return tuple(os.path.join(folder, "") for folder in site_directories())

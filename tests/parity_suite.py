@@ -263,7 +263,7 @@ def test_teardown_order(request):
 """
 
 _UNITTEST = """
-import unittest
+import logging, unittest
 
 class Case(unittest.TestCase):
     @classmethod
@@ -307,6 +307,9 @@ class Broken(unittest.TestCase):
 @unittest.skip("whole class")
 class Skipped(unittest.TestCase):
     def test_it(self): pass
+
+# On a slow machine it warns of callbacks that take longer than 0.1 seconds.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 class Asynchronous(unittest.IsolatedAsyncioTestCase):
     async def test_pass(self): pass

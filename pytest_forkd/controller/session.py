@@ -64,7 +64,7 @@ class ForkdSession(DistSession):
         self.settings = settings
         self.backend = backend
         self.level: str | None = None
-        self.memory = WarmMemory(config)
+        self.memory = WarmMemory(config, settings.keep_ignore_env)
         self._recalled = self.memory.recall(settings.warm, backend.min_shared_collection_seconds)
         self.durations = Durations(None, self.warn)
         self._estimates: Estimates | None = None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 
 from pytest_forkd.compat.pluggy import distribution_directory
 from pytest_forkd.config.cache import QuietCache
+from pytest_forkd.parent.fingerprint import that_matter
+from pytest_forkd.runtime.file_stamps import last_write
 
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
@@ -69,10 +72,17 @@ class Recalled:
 
 
 class WarmMemory:
-    """Kept in pytest's cache, so that ``--cache-clear`` forgets it."""
+    """Kept in pytest's cache, so that ``--cache-clear`` forgets it.
 
-    def __init__(self, config: pytest.Config) -> None:
+    :param ignored: patterns of environment variables that make no difference; see
+        :func:`~pytest_forkd.parent.fingerprint.fingerprint`.
+    """
+
+    def __init__(self, config: pytest.Config, ignored: Iterable[str] = ()) -> None:
         self._config = config
+        # A digest: variables hold passwords, and the cache is not always private.
+        environ = repr(that_matter(os.environ, ignored)).encode("utf-8", "surrogateescape")
+        self._environ = hashlib.sha256(environ).hexdigest()[:20]
         self._cache = QuietCache(config)
         self._plugins = active_plugins(config)
 
@@ -96,8 +106,8 @@ class WarmMemory:
     def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
         """Note why this suite's workers have to collect for themselves.
 
-        It holds for the same arguments and plugins, until one of the project's files, of those that
-        were loaded, or the ini file changes.
+        It holds for the same arguments, plugins and environment, until one of the project's files,
+        of those that were loaded, or the ini file changes.
 
         :param files: the project's files.
         """
@@ -106,8 +116,9 @@ class WarmMemory:
         known = {
             "args": [str(arg) for arg in self._config.args],
             "plugins": self._plugins,
+            "environ": self._environ,
             "findings": findings,
-            "files": {path: _stamp(path) for path in files},
+            "files": {path: last_write(path) for path in files},
         }
         others = [each for each in self._unsuitable() if not self._same_run(each)]
         self._cache.set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
@@ -127,8 +138,8 @@ class WarmMemory:
         return [each for each in known if isinstance(each, dict)] if isinstance(known, list) else []
 
     def _same_run(self, known: dict[str, Any]) -> bool:
-        args = [str(arg) for arg in self._config.args]
-        return known.get("args") == args and known.get("plugins") == self._plugins
+        mine = ([str(arg) for arg in self._config.args], self._plugins, self._environ)
+        return (known.get("args"), known.get("plugins"), known.get("environ")) == mine
 
     def _holds(self, known: dict[str, Any]) -> bool:
         files = known.get("files")
@@ -137,7 +148,7 @@ class WarmMemory:
         findings = known.get("findings")
         if not isinstance(findings, list) or not findings or not _is_finding(findings[0]):
             return False
-        return all(_stamp(path) == stamp for path, stamp in files.items())
+        return all(last_write(path) == stamp for path, stamp in files.items())
 
 
 def active_plugins(config: pytest.Config) -> list[str]:
@@ -155,7 +166,7 @@ def active_plugins(config: pytest.Config) -> list[str]:
         if not isinstance(plugin, ModuleType) or not path or plugin.__name__.startswith("_pytest."):
             continue
         if os.path.basename(path) != "conftest.py":
-            found.add(f"{plugin.__name__} {_stamp(path)}")
+            found.add(f"{plugin.__name__} {last_write(path)}")
     return sorted(found)
 
 
@@ -166,15 +177,6 @@ def _is_finding(value: object) -> bool:
         and isinstance(value.get("path"), (str, type(None)))
         and isinstance(value.get("lineno"), int)
     )
-
-
-def _stamp(path: str) -> list[int] | None:
-    """What changes when a file does: its time (ns) and size; ``None`` if there is none."""
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return [stat.st_mtime_ns, stat.st_size]
 
 
 def finding_line(finding: dict[str, Any], config: pytest.Config) -> str:

@@ -24,7 +24,8 @@ from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
 from pytest_forkd.guest.virtio import VirtioPort, find_port
 from pytest_forkd.parent import processes
-from pytest_forkd.parent.imports.preloading import Preloaded, Unsafe, preload, start_anew
+from pytest_forkd.parent.imports.preloading import Preloaded, Unsafe, preload
+from pytest_forkd.parent.imports.starting_anew import start_anew
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime import frozen_gc as frozen
 

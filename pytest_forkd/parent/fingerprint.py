@@ -21,6 +21,7 @@ from typing import Any
 from pytest_forkd import __version__
 from pytest_forkd.compat.cpython import interpreter_xoptions
 from pytest_forkd.parent.plan import Rewriting
+from pytest_forkd.runtime.file_stamps import identity
 from pytest_forkd.runtime.site_directories import site_directories
 
 __all__ = ["VOLATILE", "fingerprint", "installed", "that_matter"]
@@ -77,7 +78,7 @@ def fingerprint(
         "python": [sys.version, sys.executable, sys.prefix, sys.base_prefix, list(sys.flags)],
         "xoptions": sorted(f"{key}={value}" for key, value in interpreter_xoptions().items()),
         "warnoptions": sys.warnoptions,
-        "interpreter": _stamp(os.path.realpath(sys.executable)),
+        "interpreter": identity(os.path.realpath(sys.executable)),
         "environ": that_matter(environ, ignored),
         "installed": installed(),
         "process": _process(),
@@ -118,14 +119,6 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
     )
 
 
-def _stamp(path: str) -> list[int] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return [stat.st_mtime_ns, stat.st_size, stat.st_ino]
-
-
 def installed() -> list[Any]:
     """Each installed distribution, with the time of its record, and every ``.pth`` file."""
     found: list[Any] = []
@@ -133,9 +126,9 @@ def installed() -> list[Any]:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.endswith(".dist-info"):
-                    found.append([entry.path, _stamp(os.path.join(entry.path, "RECORD"))])
+                    found.append([entry.path, identity(os.path.join(entry.path, "RECORD"))])
                 elif entry.name.endswith((".pth", ".egg-info", ".egg-link")):
-                    found.append([entry.path, _stamp(entry.path)])
+                    found.append([entry.path, identity(entry.path)])
     return sorted(found, key=lambda item: str(item[0]))
 
 

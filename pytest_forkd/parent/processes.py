@@ -54,11 +54,12 @@ def become_subreaper() -> None:
 def fork() -> int:
     """``os.fork()`` whose child is to go on as if it had done everything itself.
 
-    Without the warning of Python 3.12 and later about native threads. The tripwires look for those
-    that do not survive; the pools of BLAS libraries do.
+    Without the warning of Python 3.12 and later about native threads, and those of libraries that
+    ask to be called before a fork, as JAX does: the suite has not forked. The tripwires look for
+    threads that do not survive; the pools of BLAS libraries do.
     """
     with handed_down(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         return os.fork()
 
 

@@ -39,14 +39,9 @@ from pytest_forkd.channel.frames import Frame, FrameError, FrameSocket, peer_uid
 from pytest_forkd.compat.tracebacks import stack
 from pytest_forkd.parent import processes
 from pytest_forkd.parent.hygiene import CrashFiles
-from pytest_forkd.parent.imports.preloading import (
-    Preloaded,
-    Unsafe,
-    learn_more,
-    preload,
-    start_anew,
-)
+from pytest_forkd.parent.imports.preloading import Preloaded, Unsafe, learn_more, preload
 from pytest_forkd.parent.imports.stamps import Stamps, process_start
+from pytest_forkd.parent.imports.starting_anew import start_again, start_anew
 from pytest_forkd.parent.kept.entries import Place
 from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL, Keeping
 from pytest_forkd.parent.plan import Plan
@@ -74,6 +69,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--directory", help="where the socket is; removed at the end")
     parser.add_argument("--keep", type=float, default=0.0, help="seconds to stay without use")
     parser.add_argument("--skip", default="{}", help="packages not to import and why, as JSON")
+    parser.add_argument("--again", type=int, help="when a parent in use became this one, in ns")
     options = parser.parse_args(argv)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the controller's to handle
@@ -88,7 +84,7 @@ def main(argv: list[str]) -> int:
         return 0  # it was withdrawn already
     plan = Plan.read(options.plan_fd)
     plan.skip.update(json.loads(options.skip))
-    stamps = Stamps(process_start())
+    stamps = Stamps(options.again or process_start())
     try:
         preloaded = preload(plan, stamps.recorded if options.keep else contextlib.nullcontext)
     except Unsafe as exc:
@@ -105,7 +101,9 @@ def main(argv: list[str]) -> int:
     with socket.socket(fileno=options.listen_fd) as listener:
         if options.keep:
             listener.listen(16)  # so that SO_PEERCRED of a connection names this process
-        return _Parent(listener, plan, preloaded, stamps, keeping).run()
+        parent = _Parent(listener, plan, preloaded, stamps, keeping, argv)
+        parent.uses = int(options.again is not None)
+        return parent.run()
 
 
 class _Parent:
@@ -116,12 +114,14 @@ class _Parent:
         preloaded: Preloaded,
         stamps: Stamps,
         keeping: Keeping,
+        argv: list[str],
     ) -> None:
         self.listener = listener
         self.plan = plan
         self.preloaded = preloaded
         self.stamps = stamps
         self.keeping = keeping
+        self.argv = argv
         self.keep = keeping.seconds > 0
         self.uses = 0
         #: Why no further run may use this parent.
@@ -389,7 +389,10 @@ class _Parent:
             with self.stamps.recorded():
                 learn_more(names, self.plan, self.preloaded)
         except Unsafe as exc:
-            self.ending = f"{exc.package} {exc}"  # the next parent leaves it out
+            processes.kill_children(list(self.collectors))
+            self.mark("preloading")
+            self.plan.learnt += names
+            start_again(self.argv, self.plan, exc, self.listener, self.keeping.seconds)
         frozen.freeze()
         self.stamps.take()
         if self.stamps.doubtful:

@@ -340,6 +340,32 @@ def test_what_no_file_names_is_learnt(
     assert (pytester.path / "seen").read_text().splitlines()[-1].startswith(str(pid))
 
 
+def test_what_must_not_be_learnt_costs_no_other_parent(
+    pytester: pytest.Pytester, run: Runner, site_packages: Path
+) -> None:
+    """The parent leaves it out while nobody waits, and so does the next run that finds it."""
+    write(site_packages / "drawing.py", f"{HEAVY}\nimport random; ID = random.randint(0, 9)")
+    write(site_packages / "setting.py", f"{HEAVY}\nos.environ.setdefault('FLAVOUR', 'set')")
+    names = "heavy = __import__('heavy'), __import__('setting'), __import__('drawing')"
+    pytester.makepyfile(
+        test_it=SUITE.replace("import heavy\n", f"{names}\n").replace("heavy.PID", "heavy[1].PID")
+    )
+    pid = kept_pid(run())
+    wait_until(lambda: "setting" in statuses()[0]["packages"] and statuses()[0]["skipped"])
+    [status] = statuses()
+    assert status["pid"] == pid
+    assert status["skipped"] == {"drawing": "seeds or draws random numbers when it is imported"}
+    assert "drawing" not in status["packages"]
+    for _attempt in range(2):
+        result = run()
+        assert kept_pid(result) == pid
+        assert origin(result).startswith("kept parent")
+        last = (pytester.path / "seen").read_text().splitlines()[-1]
+        assert last.split()[:2] == [str(pid), "set"], "what setting has set was lost"
+    write(site_packages / "setting.py", HEAVY)
+    assert "setting.py has changed" in origin(run()), "as for one that was in use from the start"
+
+
 # -- the end of a parent, and several runs -------------------------------------------------------
 
 

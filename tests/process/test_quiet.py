@@ -66,3 +66,24 @@ def test_other_specifications_are_refused(pytester: pytest.Pytester, spec: str) 
     result = pytester.runpytest_subprocess(*arguments, timeout=TIMEOUT)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert f"--tx={spec}" in result.stderr.str()
+
+
+@pytest.mark.parametrize("warm", ["auto", "collection", "imports"])
+def test_a_library_that_warns_of_forks_does_not_warn_of_ours(
+    pytester: pytest.Pytester, run: Runner, warm: str
+) -> None:
+    """As JAX does: standard error had the line of our own that forks, or the run a warning."""
+    pytester.makepyfile(
+        """
+        import os, threading, warnings
+
+        os.register_at_fork(before=lambda: warnings.warn("forking", RuntimeWarning))
+        READ, WRITE = os.pipe()  # a finding, at level auto
+
+        def test_one(): pass
+        def test_two(): pass
+        """
+    )
+    result = run(f"--forkd-warm={warm}", "-W", "ignore::pytest_forkd.PytestForkdWarning")
+    result.assert_outcomes(passed=2, warnings=0)
+    assert "forking" not in result.stdout.str() + result.stderr.str()

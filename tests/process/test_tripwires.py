@@ -802,6 +802,22 @@ def test_a_finding_is_remembered_until_its_cause_changes(
     assert level(pytester) == "collection"
 
 
+def test_a_finding_is_remembered_for_its_environment(
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable may be what the finding was about: it was followed, and nothing changed."""
+    pytester.makepyfile(
+        PROBE, test_other="import os\nif 'ASK' not in os.environ: F = open('f', 'w')"
+    )
+    assert len(causes(run())) == 1
+    monkeypatch.setenv("TERM_SESSION_ID", "another")  # of a prompt: it makes no difference
+    assert causes(run()) == []
+    assert level(pytester) == "imports"
+    monkeypatch.setenv("ASK", "gently")
+    assert causes(run()) == []
+    assert level(pytester) == "collection"
+
+
 def test_forcing_level_collection_forgets_and_remembers_nothing(
     pytester: pytest.Pytester, run: Runner
 ) -> None:

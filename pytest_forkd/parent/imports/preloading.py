@@ -3,14 +3,13 @@
 What a suite imports later anyway may be imported early if nobody can tell the difference: a module
 that warns, starts a thread, opens a connection or seeds a global generator while it is imported
 does something that belongs into each worker. The parent cannot take such an import back, so it
-starts anew without that module, and says which one it was.
+starts anew without that module (see ``starting_anew``), and says which one it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import platform
 import random
@@ -19,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from pytest_forkd.compat.pytest import OutcomeException, default_plugins
 from pytest_forkd.parent import processes
@@ -34,10 +33,8 @@ from pytest_forkd.parent.third_party import (
 from pytest_forkd.parent.watch.resources import OpenFiles, resource_findings
 from pytest_forkd.parent.watch.shared import child_processes
 
-__all__ = ["Preloaded", "Unsafe", "environ_changes", "learn_more", "preload", "start_anew"]
+__all__ = ["Preloaded", "Unsafe", "environ_changes", "learn_more", "preload"]
 
-#: After so many modules that must not be imported early, none is.
-_MAX_SKIPPED = 8
 #: Categories of warnings that Python and pytest ignore by default.
 _IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
 #: What pytest, xdist and this plugin import later, while a collector configures itself: the plugin
@@ -205,15 +202,3 @@ def _check(package: str, before: _Before, caught: list[warnings.WarningMessage] 
         raise Unsafe(package, f"when it is imported, {findings[0].what}")
     if random.getstate() != before.seeds:
         raise Unsafe(package, "seeds or draws random numbers when it is imported")
-
-
-def start_anew(argv: list[str], plan: Plan, unsafe: Unsafe) -> NoReturn:
-    """Run this program again, in the same process, without the package that cannot be preloaded."""
-    skip = {**plan.skip, unsafe.package: str(unsafe)}
-    if len(skip) > _MAX_SKIPPED:
-        skip = {"*": f"none is imported early, since too many cannot be: {', '.join(skip)}"}
-    rest = [arg for arg in argv if not arg.startswith("--skip=")]
-    main_file = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
-    os.execv(  # noqa: S606 - no shell is wanted
-        sys.executable, [*main_file, *rest, f"--skip={json.dumps(skip)}"]
-    )

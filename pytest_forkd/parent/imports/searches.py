@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pytest_forkd.runtime.file_stamps import identity
+
 __all__ = ["Searches"]
 
 #: Looked for by :mod:`site` while Python starts, on the whole path.
@@ -90,7 +92,7 @@ class Searches:
         files = []
         todo = list(touched.items())
         for folder, directory in todo:
-            directory.state = _state(folder)
+            directory.state = identity(folder)
             directory.found = directory.look(folder)
             if not directory.found and directory.state is not None and os.path.isfile(folder):
                 files.append(folder)  # a ZIP file
@@ -110,7 +112,7 @@ class Searches:
     def changed(self) -> str | None:
         """A file or directory that has come or gone, so that a search may find something else."""
         for folder, directory in self._directories.items():
-            state = _state(folder)
+            state = identity(folder)
             if state == directory.state:
                 continue
             found = directory.look(folder)
@@ -150,11 +152,3 @@ def _searched(name: str, path: tuple[object, ...]) -> list[str]:
         if folder in folders:
             del folders[folders.index(folder) + 1 :]
     return folders
-
-
-def _state(path: str) -> tuple[int, ...] | None:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns

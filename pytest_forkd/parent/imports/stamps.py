@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterator
 
 from pytest_forkd.parent.imports.reads import Reads
 from pytest_forkd.parent.imports.searches import Searches
+from pytest_forkd.runtime.file_stamps import identity
 from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["Stamps", "process_start"]
@@ -22,9 +22,6 @@ _TICK = 20_000_000
 class Stamps:
     """What tells every file that this process has loaded from any other, and from its later self.
 
-    A time that was put back and a size that is equal do not deceive it: the time of the last change
-    of any kind (``ctime``) cannot be set. A symbolic link is looked at beside what it leads to.
-
     :param started: when this process began to load files, in nanoseconds since the epoch.
     """
 
@@ -32,7 +29,7 @@ class Stamps:
         self._started = started - _TICK
         self._stamps: dict[str, tuple[int, ...] | None] = {}
         self._searches = Searches()
-        self._reads = Reads(_stamp, _TICK)
+        self._reads = Reads(identity, _TICK)
         #: A file that was written while it was being loaded, perhaps: nobody knows what was read.
         self.doubtful: str | None = None
 
@@ -46,7 +43,7 @@ class Stamps:
         """Note the files that have been loaded since the last call."""
         for path in (*_loaded_files(), *self._searches.take()):
             if path not in self._stamps:
-                stamp = _stamp(path)
+                stamp = identity(path)
                 self._stamps[path] = stamp
                 if stamp is None or max(stamp[3:5]) >= self._started:
                     self.doubtful = self.doubtful or path
@@ -59,7 +56,7 @@ class Stamps:
         be found in the place of another one.
         """
         for path, stamp in self._stamps.items():
-            if _stamp(path) != stamp:
+            if identity(path) != stamp:
                 return path
         return self._searches.changed() or self._reads.changed()
 
@@ -81,24 +78,6 @@ def _loaded_files() -> list[str]:
             if slash and not path.startswith(("memfd:", "dev/", "SYSV")):
                 files[slash + path] = True
     return [path for path in files if not path.startswith("/proc/")]
-
-
-def _stamp(path: str) -> tuple[int, ...] | None:
-    """Of a file: device, inode, size, and when (ns) it was written and changed in any way.
-
-    Of a symbolic link: the same of what it leads to, and of itself.
-    """
-    try:
-        own = os.lstat(path)
-        if not stat.S_ISLNK(own.st_mode):
-            return own.st_dev, own.st_ino, own.st_size, own.st_mtime_ns, own.st_ctime_ns
-        led = os.stat(path)
-    except OSError:
-        return None
-    return (
-        *(led.st_dev, led.st_ino, led.st_size, led.st_mtime_ns, led.st_ctime_ns),
-        *(own.st_dev, own.st_ino, own.st_size, own.st_mtime_ns, own.st_ctime_ns),
-    )
 
 
 def process_start() -> int:

@@ -161,13 +161,18 @@ class Place:
         return False
 
     def mark(self, state: str) -> None:
-        """Tell runs what they may expect: ``ready`` answers at once, ``learning`` may not."""
-        other = "learning" if state == "ready" else "ready"
+        """Tell runs what they may expect.
+
+        :param state: ``ready`` answers at once, ``learning`` may not, and ``preloading`` has to be
+            waited for as long as another one would have to be.
+        """
         with contextlib.suppress(OSError), self._opened() as fd:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(state, flags, 0o600, dir_fd=fd))
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(other, dir_fd=fd)
+            if state != "preloading":
+                os.close(os.open(state, flags, 0o600, dir_fd=fd))
+            for other in {"ready", "learning"} - {state}:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(other, dir_fd=fd)
 
     def used(self) -> None:
         """Note the time: the least recently used parent gives way first."""

@@ -126,7 +126,7 @@ def _open_files(opened: Iterable[tuple[int, str]], *, beside_gpu: bool) -> list[
 def _describe_gpu(target: str) -> str:
     what = f"the GPU has been used ({target} is open), and no fork of this process could use it"
     if "torch" in sys.modules:
-        # CUDA semantics of PyTorch's documentation names the variable.
+        # See the documentation of torch.cuda.is_available().
         what += "; torch.cuda.is_available() uses it, unless PYTORCH_NVML_BASED_CUDA_CHECK=1 is set"
     return what
 

@@ -63,33 +63,36 @@ from pytest_forkd.compat.execnet import (
 )
 
 __all__ = [
+    "PLAIN_FIELDS",
     "encode_batch",
     "pack_object",
     "unpack_object",
     "unpack_report",
 ]
 
-#: The fields that pytest's own reports have (pytest 8 and 9: ``TestReport``, ``CollectReport``).
-_PLAIN_FIELDS = frozenset(
-    {
-        "$report_type",
-        "duration",
-        "item_index",
-        "keywords",
-        "location",
-        "longrepr",
-        "nodeid",
-        "outcome",
-        "result",
-        "sections",
-        "start",
-        "stop",
-        "testrun_uid",
-        "user_properties",
-        "when",
-        "worker_id",
-    }
-)
+_TEXT = (str,)
+_SECONDS = (float, int)
+_ENTRIES = (list, tuple)
+#: The fields that pytest's own reports have (pytest 8 and 9: ``TestReport``, ``CollectReport``),
+#: and the types that they have there and JSON can keep.
+PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
+    "$report_type": _TEXT,
+    "duration": _SECONDS,
+    "item_index": (int,),
+    "keywords": (dict,),
+    "location": (*_ENTRIES, type(None)),
+    "longrepr": (str, dict, *_ENTRIES, type(None)),
+    "nodeid": _TEXT,
+    "outcome": _TEXT,
+    "result": (list, type(None)),
+    "sections": _ENTRIES,
+    "start": _SECONDS,
+    "stop": _SECONDS,
+    "testrun_uid": _TEXT,
+    "user_properties": _ENTRIES,
+    "when": (str, type(None)),
+    "worker_id": _TEXT,
+}
 #: Those of them that may hold any builtins.
 _MAY_BE_PACKED = frozenset({"keywords", "longrepr", "result", "user_properties"})
 
@@ -257,7 +260,7 @@ def unpack_report(data: Any) -> dict[str, Any]:
         foreign = unpack_object(packed)
         if not isinstance(foreign, dict):
             raise ValueError("a report with packed fields that are no mapping")
-        if foreign.keys() & _PLAIN_FIELDS - _MAY_BE_PACKED:
+        if foreign.keys() & PLAIN_FIELDS.keys() - _MAY_BE_PACKED:
             raise ValueError("a report with packed fields that need not be")
         data.update(foreign)
     return data

@@ -13,7 +13,7 @@ from typing import Any
 
 from execnet import DumpError
 
-from pytest_forkd.channel.events import pack_object
+from pytest_forkd.channel.events import PLAIN_FIELDS, pack_object
 from pytest_forkd.channel.sendable import as_builtins, as_json
 
 __all__ = ["Replaced", "pack_report", "pack_somehow", "sendable_event", "sendable_location"]
@@ -22,30 +22,8 @@ __all__ = ["Replaced", "pack_report", "pack_somehow", "sendable_event", "sendabl
 Replaced = list[tuple[str, str]]
 
 _SCALARS = (str, int, float, bool, type(None))
-_TEXT = (str,)
-_SECONDS = (float, int)
 _ENTRIES = (list, tuple)
 _LINES = (int, type(None))
-#: The fields that pytest's own reports have (pytest 8 and 9: ``TestReport``, ``CollectReport``),
-#: and the types that they have there and JSON can keep.
-_PLAIN_FIELDS: dict[str, tuple[type, ...]] = {
-    "$report_type": _TEXT,
-    "duration": _SECONDS,
-    "item_index": (int,),
-    "keywords": (dict,),
-    "location": (*_ENTRIES, type(None)),
-    "longrepr": (str, dict, *_ENTRIES, type(None)),
-    "nodeid": _TEXT,
-    "outcome": _TEXT,
-    "result": (list, type(None)),
-    "sections": _ENTRIES,
-    "start": _SECONDS,
-    "stop": _SECONDS,
-    "testrun_uid": _TEXT,
-    "user_properties": _ENTRIES,
-    "when": (str, type(None)),
-    "worker_id": _TEXT,
-}
 
 
 def pack_somehow(obj: object, replaced: list[str]) -> str:
@@ -72,7 +50,7 @@ def pack_report(data: dict[str, Any], replaced: Replaced) -> dict[str, Any]:
     foreign = {}
     odd = []
     for key, value in data.items():
-        types = _PLAIN_FIELDS.get(key)
+        types = PLAIN_FIELDS.get(key)
         if types is None:
             if type(value) not in _SCALARS:
                 foreign[key] = value
@@ -138,7 +116,7 @@ _IS_ORDINARY: dict[str, Callable[[Any], bool]] = {
 
 def _plain(key: str, value: Any, replaced: Replaced) -> Any:
     found = _note(key, replaced, as_json, value)
-    types = _PLAIN_FIELDS[key]
+    types = PLAIN_FIELDS[key]
     if key == "sections":
         pairs = found if isinstance(found, list) else [found]
         return [
@@ -153,7 +131,7 @@ def _plain(key: str, value: Any, replaced: Replaced) -> Any:
         return found
     if key == "user_properties":
         return [[key, found]]
-    if types is _SECONDS:
+    if float in types:
         try:  # a Decimal, say
             seconds = float(found)
         except (TypeError, ValueError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_forkd.backends.base import Backend, BackendError
-from pytest_forkd.config.lookup import option_or_ini
+from pytest_forkd.config.lookup import option_or_ini, whole_number
 from pytest_forkd.parent.plan import Plan
 
 if TYPE_CHECKING:
@@ -217,16 +217,13 @@ def _keep_max(config: pytest.Config) -> int:
     value = config.getini("forkd_keep_max")
     if value in (None, ""):
         return DEFAULT_KEEP_MAX
-    try:
-        most = int(value)
-        if most < 1:
-            raise ValueError
-    except ValueError:
-        raise pytest.UsageError(
-            f"forkd_keep_max: {value!r} is no number of parents to keep.\n"
-            "Give a whole number, at least 1; forkd_keep = 0 keeps none."
-        ) from None
-    return most
+    return whole_number(
+        value,
+        1,
+        sys.maxsize,
+        f"forkd_keep_max: {value!r} is no number of parents to keep.\n"
+        "Give a whole number, at least 1; forkd_keep = 0 keeps none.",
+    )
 
 
 def count_workers(settings: Settings, config: pytest.Config) -> int:

@@ -55,10 +55,6 @@ class Ledger:
         """Strike out a sandbox that was deleted."""
         self._records.remove(self._run, sandboxes=[(url, sandbox)])
 
-    def forget_branch(self, url: str, tag: str) -> None:
-        """Strike out a branch that was deleted, or that never came to be."""
-        self._records.remove(self._run, branches=[(url, tag)])
-
     def close(self, connect: Callable[[str], Client]) -> Outcome:
         """Delete all that is left, and let the reaper go; safe to call twice.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_forkd.config.lookup import option_or_ini
+from pytest_forkd.config.lookup import option_or_ini, whole_number
 
 if TYPE_CHECKING:
     from pytest_forkd.forkd.backend import ForkdSettings
@@ -200,12 +200,5 @@ def _flag(value: Any, source: str) -> bool:
 def _mebibytes(value: Any, source: str) -> int | None:
     if value is None:
         return None
-    try:
-        number = int(value)
-        if not 16 <= number < 1 << 24:
-            raise ValueError
-    except ValueError:
-        raise pytest.UsageError(
-            f"{source}: {value!r} is no size for a machine's memory; give MiB, such as 1024."
-        ) from None
-    return number
+    complaint = f"{source}: {value!r} is no size for a machine's memory; give MiB, such as 1024."
+    return whole_number(value, 16, (1 << 24) - 1, complaint)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_forkd.config.lookup import option_or_ini
+from pytest_forkd.config.lookup import option_or_ini, whole_number
 
 if TYPE_CHECKING:
     from pytest_forkd.qemu.backend import QemuSettings
@@ -82,13 +82,10 @@ def read_qemu_settings(config: pytest.Config, namespace: Any) -> QemuSettings:
 def _number(value: Any, source: str, default: int, least: int, most: int, what: str) -> int:
     if value is None:
         return default
-    try:
-        number = int(value)
-        if not least <= number <= most:
-            raise ValueError
-    except ValueError:
-        raise pytest.UsageError(
-            f"{source}: {str(value)!r} is no number of {what} that a guest can have.\n"
-            f"Give one from {least} to {most}."
-        ) from None
-    return number
+    return whole_number(
+        value,
+        least,
+        most,
+        f"{source}: {str(value)!r} is no number of {what} that a guest can have.\n"
+        f"Give one from {least} to {most}.",
+    )

@@ -141,7 +141,10 @@ class ForkdSession(DistSession):
         """One line about the workers."""
         count = len(config.option.tx)
         line = f"forkd: {count} worker{'s' * (count != 1)}, {self.backend.name} backend"
-        origin = self.backend.describe_parent()
+        try:
+            origin = self.backend.describe_parent()
+        except BackendError as exc:  # a kept parent was of no use, and no other can be made
+            raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
         if origin:
             line += f", {origin}"
         if self._recalled.finding is not None:

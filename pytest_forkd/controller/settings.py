@@ -161,9 +161,11 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         if not config.getini("forkd_replace_xdist"):
             return 0  # -n was meant for xdist, whatever the ini file's default is
         return xdist_workers  # type: ignore[no-any-return]
-    if wanted is None and config.getini("forkd_replace_xdist") and getattr(namespace, "tx", None):
+    if wanted is None and getattr(namespace, "tx", None):
         distributed = getattr(namespace, "dist", "no") != "no" or getattr(namespace, "distload", 0)
-        return _popen_specs(namespace) if distributed else 0
+        replaces = config.getini("forkd_replace_xdist")
+        if replaces or distributed:  # else it was meant for xdist, as -n is
+            return _popen_specs(namespace) if replaces and distributed else 0
     wanted, source = option_or_ini(config, namespace, "forkd_workers")
     if wanted is None or wanted == "":
         return 0

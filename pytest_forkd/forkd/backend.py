@@ -355,7 +355,11 @@ class ForkdBackend(MachinesBackend):
             )
 
     def leftovers(self) -> list[str]:
-        return [
+        unfinished = [
+            f"{line}; what is left then, 'pytest-forkd prune' deletes"
+            for line in super().leftovers()
+        ]
+        return unfinished + [
             f"sandboxes are left: {line}\n'pytest-forkd prune' deletes them later"
             for line in self._left
         ]

@@ -18,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -381,20 +380,10 @@ class MachinesBackend(Fleet, Backend):
         for order in self._orders:
             order.channel.close()
         self._orders.clear()
-        entries = list(self._entries.values())
-        for entry in entries:
-            self._remove(entry)
-        self._closed = True
-        closer = threading.Thread(target=self._close_hosts, name="forkd-close", daemon=True)
-        closer.start()
-        closer.join(CLOSE_LIMIT)
+        self._remove_all()
         self._mailbox.close(self._events)
 
-    def _close_hosts(self) -> None:
-        self._mailbox.finish()
-        for host in self._all_hosts():
-            host.close()
-
-    def _all_hosts(self) -> list[Host]:
-        """Every host that was ever used."""
-        return self._hosts
+    def leftovers(self) -> list[str]:
+        if not self._unfinished:
+            return []
+        return [f"machines are still being removed after {CLOSE_LIMIT:g} seconds"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import collections
 import math
+import threading
 import time
 from typing import Any
 
@@ -42,6 +43,8 @@ class Fleet(abc.ABC):
         self._answered = False
         self._failures = 0
         self._closed = False
+        #: Whether machines were still being removed when nobody waited for that any longer.
+        self._unfinished = False
 
     # -- for subclasses ------------------------------------------------------------------------
 
@@ -229,6 +232,25 @@ class Fleet(abc.ABC):
                 if entry.host in self._hosts:  # else it may not answer; close() sees to the rest
                     self._mailbox.submit(entry.place.remove)
                 self._mailbox.submit(self._release, entry.machine)
+
+    def _remove_all(self) -> None:
+        """Remove every machine, and let the hosts go; waits for that, with a limit."""
+        for entry in list(self._entries.values()):
+            self._remove(entry)
+        self._closed = True
+        closer = threading.Thread(target=self._close_hosts, name="forkd-close", daemon=True)
+        closer.start()
+        closer.join(CLOSE_LIMIT)
+        self._unfinished = closer.is_alive()
+
+    def _close_hosts(self) -> None:
+        self._mailbox.finish()
+        for host in self._all_hosts():
+            host.close()
+
+    def _all_hosts(self) -> list[Host]:
+        """Every host that was ever used."""
+        return self._hosts
 
     @staticmethod
     def _release(machine: Machine) -> None:

@@ -22,10 +22,12 @@ from pytest_forkd.qemu.kernel import Kernel
 from pytest_forkd.qemu.store import Store
 from pytest_forkd.qemu.vm import Hardware, Snapshot, VirtualMachine, VmError
 
-__all__ = ["Accelerator", "find_accelerator", "find_qemu", "qemu_version"]
+__all__ = ["Accelerator", "find_accelerator", "find_qemu", "is_new_enough", "qemu_version"]
 
 PROGRAM = "qemu-system-x86_64"
 _KVM = "/dev/kvm"
+#: The QEMU of Debian 12.
+_OLDEST = (7, 2)
 #: Seconds for a kernel to get to its first program with KVM; it takes less than one.
 _PROBE_TIMEOUT = 6.0
 _PROBE_MEMORY = 128
@@ -79,6 +81,15 @@ def qemu_version(program: str) -> str:
     if done.returncode or not lines:
         raise BackendError(f"{program} does not run: {done.stderr.strip() or 'it says nothing'}")
     return lines[0]
+
+
+def is_new_enough(version: str) -> bool:
+    """Whether a QEMU is one that the backend was developed with, or a later one.
+
+    :param version: what :func:`qemu_version` says; one that names no number passes.
+    """
+    found = re.search(r"version (\d+)\.(\d+)", version)
+    return found is None or (int(found[1]), int(found[2])) >= _OLDEST
 
 
 def find_accelerator(

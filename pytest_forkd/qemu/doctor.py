@@ -13,7 +13,7 @@ from pathlib import Path
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.console.checks import Check
 from pytest_forkd.console.tables import duration
-from pytest_forkd.qemu.accelerator import find_accelerator, find_qemu, qemu_version
+from pytest_forkd.qemu.accelerator import find_accelerator, find_qemu, is_new_enough, qemu_version
 from pytest_forkd.qemu.image import initramfs, mke2fs
 from pytest_forkd.qemu.kernel import Kernel, busybox, find_kernel
 from pytest_forkd.qemu.store import Store
@@ -37,7 +37,14 @@ def examine(kernel: str | None = None, workers: int | None = None) -> Iterator[C
     qemu = None
     try:
         qemu = find_qemu()
-        yield Check("QEMU", "ok", f"{qemu_version(qemu)} ({qemu})")
+        version = qemu_version(qemu)
+        yield (
+            Check("QEMU", "ok", f"{version} ({qemu})")
+            if is_new_enough(version)
+            else Check(
+                "QEMU", "problem", f"{version} ({qemu}) is too old", "Install QEMU 7.2 or later."
+            )
+        )
     except BackendError as exc:
         yield _problem("QEMU", exc)
     found, shell = None, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,28 @@ def test_there_are_no_more_machines_than_tests(
     )
     assert daemon.log.read_text().count("/branch HTTP") == before + 1
     assert daemon.log.read_text().count('"DELETE /v1/sandboxes') == deleted + 3
+
+
+@pytest.mark.parametrize("source", ["default", "option", "ini"])
+def test_what_machines_are_granted(
+    pytester: pytest.Pytester, forkd: Runner, daemon: StandIn, source: str
+) -> None:
+    """Memory, and a network namespace of their own unless none is wanted."""
+    pytester.makepyfile("import time\ndef test_a(): time.sleep(0.5)")
+    options = []
+    if source == "option":
+        options = ["--forkd-memory=300", "--no-forkd-netns"]
+    elif source == "ini":
+        pytester.makeini("[pytest]\nforkd_memory = 300\nforkd_netns = no")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(forkd, *options, workers=1)
+        seen = []
+        while not running.done():
+            seen += daemon.get("/v1/sandboxes")
+            time.sleep(0.02)
+    running.result().assert_outcomes(passed=1)
+    assert {each["memory_limit_mib"] for each in seen} == {None if source == "default" else 300}
+    assert {each["netns"] is not None for each in seen} == {source == "default"}
 
 
 # -- warm level auto ---------------------------------------------------------------------------

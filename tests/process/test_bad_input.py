@@ -132,6 +132,19 @@ def test_a_module_to_preload_that_fails(
     assert reason in told.replace("SystemExit", "exit")
 
 
+def test_a_module_to_preload_that_is_broken_when_a_parent_is_kept(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    """The kept one has it, and is stale: it was an internal error."""
+    pytester.makepyfile(module="", test_it="def test_it(): pass")
+    run("--forkd-preload=module").assert_outcomes(passed=1)
+    pytester.makepyfile(module="raise RuntimeError('not today')")
+    result = run("--forkd-preload=module")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "INTERNALERROR" not in result.stdout.str()
+    result.stderr.fnmatch_lines(["*--forkd-preload: cannot import 'module': *not today*"])
+
+
 # -- combinations ------------------------------------------------------------------------------
 
 

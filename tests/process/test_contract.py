@@ -48,6 +48,15 @@ def test_the_controller_calls_xdists_hooks(pytester: pytest.Pytester, run: Runne
         import sys
         from recorder import record
 
+        def pytest_xdist_getremotemodule():
+            record("getremotemodule")
+
+        def pytest_xdist_rsyncstart(source, gateways):
+            record("rsyncstart")
+
+        def pytest_xdist_rsyncfinish(source, gateways):
+            record("rsyncfinish")
+
         def pytest_xdist_setupnodes(config, specs):
             record("setupnodes", specs=[[spec.id, bool(spec.popen)] for spec in specs])
 
@@ -56,8 +65,13 @@ def test_the_controller_calls_xdists_hooks(pytester: pytest.Pytester, run: Runne
             assert rinfo.executable == sys.executable
             assert rinfo.version_info == tuple(sys.version_info)
             assert rinfo.platform == sys.platform
-            assert rinfo.pid > 0
-            record("newgateway", worker=gateway.id, spec=gateway.spec.id, cwd=rinfo.cwd)
+            record(
+                "newgateway",
+                worker=gateway.id,
+                spec=gateway.spec.id,
+                cwd=rinfo.cwd,
+                parent=rinfo.pid,
+            )
 
         def pytest_configure_node(node):
             assert node.workerinput["mainargv"] == sys.argv
@@ -85,8 +99,13 @@ def test_the_controller_calls_xdists_hooks(pytester: pytest.Pytester, run: Runne
     )
     result = run("--testrunuid=a-run", workers=2)
     result.assert_outcomes(passed=8)
+    workers = {entry["pid"] for entry in read_records(pytester.path, "test")}
     records = [entry for entry in read_records(pytester.path) if entry["what"] != "test"]
     assert len({entry["pid"] for entry in records}) == 1
+    assert not {"getremotemodule", "rsyncstart", "rsyncfinish"} & {each["what"] for each in records}
+    [parent] = {each["parent"] for each in records if each["what"] == "newgateway"}
+    assert parent not in {*workers, records[0]["pid"]}
+    assert len(workers) == 2
     assert records[0]["specs"] == [["gw0", True], ["gw1", True]]
     ids = [f"test_it.py::test_it[{i}]" for i in range(8)]
     for worker in ("gw0", "gw1"):
@@ -476,6 +495,40 @@ def test_collect_only_collects_in_the_controller(pytester: pytest.Pytester, run:
     result.stdout.fnmatch_lines(["test_it.py::test_it[[]0[]]", "test_it.py::test_it[[]1[]]"])
     result.stdout.no_fnmatch_line("forkd: *")
     assert not read_records(pytester.path)
+
+
+def test_fixtures_of_each_test_are_shown_by_the_controller(
+    pytester: pytest.Pytester, run: Runner
+) -> None:
+    _suite(pytester, count=2)
+    result = run("--fixtures-per-test", workers=2)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*fixtures used by test_it[[]0[]]*"])
+    result.stdout.no_fnmatch_line("forkd: *")
+    assert not read_records(pytester.path)
+
+
+def test_how_many_tests_a_worker_is_dealt_at_once(pytester: pytest.Pytester, run: Runner) -> None:
+    """With ``--dist=load``; those behind a slow one wait for it."""
+    make_recorder(pytester)
+    pytester.makepyfile(
+        """
+        import os, time, pytest
+        from recorder import record
+
+        @pytest.mark.parametrize("i", range(40))
+        def test_it(i):
+            if i == 0:
+                time.sleep(2)
+            record("ran", i=i, worker=os.environ["PYTEST_XDIST_WORKER"])
+        """
+    )
+    for options, dealt in ((["--maxschedchunk=1"], 2), ([], 5)):
+        run("--dist=load", *options, workers=2).assert_outcomes(passed=40)
+        ran = read_records(pytester.path, "ran")
+        (pytester.path / "records").unlink()
+        slow = next(each["worker"] for each in ran if each["i"] == 0)
+        assert len([each for each in ran if each["worker"] == slow]) == dealt
 
 
 @pytest.mark.parametrize("option", ["--help", "--markers", "--fixtures", "--version"])

@@ -183,3 +183,21 @@ def test_a_conftest_that_only_workers_fail_to_import_is_a_usage_error(
     assert errors.count("ImportError while loading conftest") == 1
     assert errors.count("RuntimeError: not here") == 1
     assert "pytest_forkd" not in errors
+
+
+@pytest.mark.parametrize("installed_module", [True, False])
+def test_what_a_preloaded_module_warns_about_is_lost_if_it_is_installed(
+    pytester: pytest.Pytester,
+    run: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    installed_module: bool,
+) -> None:
+    """Its import comes before the suite's filters are known, as the documentation says."""
+    folder = pytester.mkdir("site-packages" if installed_module else "source")
+    (folder / "library.py").write_text("import warnings; warnings.warn('old', DeprecationWarning)")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    pytester.makepyfile("import library\ndef test_it(): pass")
+    run("--forkd-preload=library", *ERRORS).assert_outcomes(passed=1)
+    result = run(*ERRORS)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*DeprecationWarning: old*"])

@@ -379,6 +379,8 @@ def test_ten_runs_started_together_make_one_parent(
     outputs = [process.communicate(timeout=TIMEOUT)[0] for process in runs]
     assert all("2 passed" in output for output in outputs), outputs
     assert sum("parent made" in output for output in outputs) == 1
+    found = sum("parent shared" in output or "kept parent (" in output for output in outputs)
+    assert found == 9, outputs
     [status] = statuses()
     assert status["uses"] == 10
     seen = (pytester.path / "seen").read_text().splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_forkd.parent.fingerprint import VOLATILE, that_matter
 from pytest_forkd.parent.kept.entries import is_entry, remove_entry
+from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL
 from pytest_forkd.parent.kept.store import Store
 from pytest_forkd.runtime.process_tree import Process
 from tests.conftest import TIMEOUT, Runner
@@ -227,6 +229,46 @@ def test_at_most_so_many_are_kept(
     assert wait_until(lambda: len(os.listdir(Store.find().directory)) == 3, 10)  # and the lock
     kept = {Path(status["project"].partition("|")[0]).name for status in statuses()}
     assert kept == {"two", "three"}
+
+
+def test_a_parent_that_a_run_is_using_stays(
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many others have been used since."""
+    for name in ("one", "two"):
+        folder = pytester.mkdir(name)
+        (folder / "pytest.ini").write_text("[pytest]\nforkd_keep_max = 1\n")
+        (folder / "test_it.py").write_text(
+            "import os, time\n"
+            "def test_it(request):\n"
+            "    open('started', 'w').close()\n"
+            "    while request.config.rootpath.name == 'one' and not os.path.exists('go'):\n"
+            "        time.sleep(0.01)\n"
+        )
+    with BackgroundRun(pytester, "--forkd-keep=60", "--rootdir=one", "one") as background:
+        background.wait_for("started")
+        monkeypatch.chdir(pytester.path / "two")
+        run().assert_outcomes(passed=1)
+        time.sleep(2 * CHECK_INTERVAL)
+        assert sorted(status["runs"] for status in statuses()) == [0, 1]
+        (pytester.path / "go").touch()
+        assert background.wait(20) == 0
+    assert wait_until(lambda: len(os.listdir(Store.find().directory)) == 2, 10)  # and the lock
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP", "its directory is removed"])
+def test_a_parent_that_is_to_end_leaves_nothing(
+    suite: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    pid = the_pid(run())
+    [entry] = [path for path in Path(Store.find().directory).iterdir() if path.is_dir()]
+    if end.startswith("SIG"):
+        os.kill(pid, getattr(signal, end))
+    else:
+        shutil.rmtree(entry)
+    assert wait_until(lambda: not is_running(pid), 10)
+    assert wait_until(lambda: not entry.exists(), 5)
+    assert the_pid(run()) != pid
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5"])

@@ -59,6 +59,17 @@ def test_popen_specifications_are_so_many_workers(
     result.stdout.fnmatch_lines([f"forkd: {workers} worker*"])
 
 
+def test_specifications_that_are_meant_for_xdist(pytester: pytest.Pytester) -> None:
+    """As -n is: the ini file's number of workers is a default. They were ignored."""
+    pytester.makeini("[pytest]\nforkd_workers = 3")
+    pytester.makepyfile("def test_it(): pass")
+    arguments = ["-p", "xdist", "-p", "forkd", "--tx=2*popen", "--dist=load"]
+    result = pytester.runpytest_subprocess(*arguments, timeout=TIMEOUT)
+    result.assert_outcomes(passed=1)
+    assert "forkd: " not in result.stdout.str()
+    result.stdout.fnmatch_lines(["created: 2/2 workers"])
+
+
 @pytest.mark.parametrize("spec", ["popen//python=python2", "ssh=somewhere", "x*popen"])
 def test_other_specifications_are_refused(pytester: pytest.Pytester, spec: str) -> None:
     pytester.makeini("[pytest]\nforkd_replace_xdist = true")

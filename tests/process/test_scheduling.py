@@ -231,6 +231,21 @@ def test_durations_may_be_taken_along(pytester: pytest.Pytester, run: Runner) ->
     assert not (pytester.path / ".pytest_cache").exists()
 
 
+def test_where_a_relative_path_of_durations_leads(
+    pytester: pytest.Pytester, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The option: from where pytest was started; the ini value: from the root directory."""
+    pytester.makeini("[pytest]\nforkd_durations = ini.json")
+    pytester.makepyfile("def test_it(): pass")
+    below = pytester.mkdir("below")
+    monkeypatch.chdir(below)
+    run("--forkd-durations=option.json", "..").assert_outcomes(passed=1)
+    assert (below / "option.json").exists()
+    assert not (pytester.path / "ini.json").exists()
+    run("..").assert_outcomes(passed=1)
+    assert (pytester.path / "ini.json").exists()
+
+
 def test_durations_of_tests_that_were_not_selected_are_kept(
     pytester: pytest.Pytester, run: Runner
 ) -> None:

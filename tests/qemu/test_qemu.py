@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,6 +152,70 @@ def test_what_is_printed_is_shown(qemu: Runner, run: Runner, pytester: pytest.Py
     assert result.ret == 1
 
 
+#: Two workers with the same port, one after the other's server is up; "HOST" is a port here.
+SURROUNDINGS = """
+import os, socket, time
+import pytest
+
+def reaches(host):
+    try:
+        with socket.create_connection((host, HOST), timeout=5) as sock:
+            return sock.recv(5) == b"hello"
+    except OSError:
+        return False
+
+@pytest.mark.parametrize("n", range(2))
+def test_has_a_port_of_its_own(n, record_property):
+    with socket.create_server(("127.0.0.1", 5432)):
+        time.sleep(1)
+        record_property("reached", [reaches(host) for host in ("127.0.0.1", "10.0.2.2")])
+        record_property("variables", [name in os.environ for name in ("SECRET", "MY_NAME")])
+        record_property("files", os.path.exists("PRIVATE"))
+        disk = os.statvfs("/")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        record_property("disk", disk.f_blocks * disk.f_frsize / memory)
+"""
+
+
+@pytest.mark.parametrize("network", ["none", "user"])
+def test_what_a_guest_reaches_and_what_not(
+    qemu: Runner,
+    pytester: pytest.Pytester,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+) -> None:
+    """Ports, this machine's services, variables and files, and how much it can write."""
+    monkeypatch.setenv("SECRET", "1")
+    monkeypatch.setenv("MY_NAME", "1")
+    private = tmp_path / "private"
+    private.write_text("1")
+    pytester.makeini("[pytest]\nforkd_env = MY_*")
+    pytester.makeconftest(RECORDER)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        pytester.makepyfile(SURROUNDINGS.replace("HOST", port).replace("PRIVATE", str(private)))
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as client:
+                        client.sendall(b"hello")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        qemu(f"--forkd-network={network}", "--dist=load", workers=2).assert_outcomes(passed=2)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+    found = properties(pytester)
+    assert {each["worker"] for each in found} == {"gw0", "gw1"}, "both had the port at once"
+    for each in found:
+        assert each["reached"] == [False, network == "user"]
+        assert each["variables"] == [False, True]
+        assert not each["files"]
+        assert 0.6 < each["disk"] < 0.76
+
+
 def test_the_working_tree_is_what_is_tested(qemu: Runner, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_a="def test_one(): pass", lib="ANSWER = 41", _version="V = 1")
     (pytester.path / ".gitignore").write_text("_version.py\n.pytest_cache\n")
@@ -194,6 +261,11 @@ def test_spoils_its_machine():
 @pytest.mark.parametrize("n", range(6))
 def test_fine(n):
     assert time.time() > 1.6e9 and os.path.exists("/etc/passwd")
+
+def test_switches_its_machine_off():
+    with open("/proc/sysrq-trigger", "w") as file:
+        file.write("o")
+    time.sleep(60)
 """
 
 
@@ -204,8 +276,9 @@ def test_a_machine_that_dies_takes_one_test_with_it(
     result = qemu("-v", "--dist=load", "--max-worker-restart=8", workers=2)
     outcomes = result.parseoutcomes()
     text = result.stdout.str()
-    assert outcomes["failed"] == 3, text
+    assert outcomes["failed"] == 4, text
     assert outcomes["passed"] == 7, text
+    assert "the guest switched itself off" in text
     assert "the guest's kernel panicked" in text
     assert "Kernel panic - not syncing: sysrq triggered crash" in text
     assert re.search(r"The guest's kernel: Out of memory: Killed process \d+ \(python", text)

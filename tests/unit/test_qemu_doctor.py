@@ -8,7 +8,7 @@ import pytest
 
 from pytest_forkd.commands import main as cli
 from pytest_forkd.qemu import doctor as diagnosis
-from pytest_forkd.qemu.accelerator import Accelerator
+from pytest_forkd.qemu.accelerator import Accelerator, is_new_enough
 from pytest_forkd.qemu.kernel import Kernel
 
 
@@ -63,3 +63,17 @@ def test_too_little_memory_is_a_problem(
     assert diagnosis._memory(4).level == "problem"
     assert diagnosis._memory(2).level == "warning"
     assert "Use fewer workers" in diagnosis._memory(4).advice
+
+
+@pytest.mark.parametrize(
+    ("version", "enough"),
+    [
+        ("QEMU emulator version 7.2.11 (Debian 1:7.2+dfsg-7+deb12u7)", True),
+        ("QEMU emulator version 10.0.2", True),
+        ("QEMU emulator version 7.1.0", False),
+        ("QEMU emulator version 4.2.1 (Debian 1:4.2-3ubuntu6)", False),
+        ("a QEMU of my own", True),
+    ],
+)
+def test_which_qemu_is_new_enough(version: str, enough: bool) -> None:
+    assert is_new_enough(version) is enough

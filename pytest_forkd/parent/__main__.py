@@ -10,8 +10,8 @@ if __name__ == "__main__":
 
     _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if sys.path and os.path.abspath(sys.path[0]) == os.path.join(_package, "parent"):
-        # Started by path, so that a module of the suite cannot shadow one of the standard
-        # library; this package's own modules must not do so either.
+        # Run by path, not with -m, so that no module of the suite shadows the standard library.
+        # But then Python puts this folder first on sys.path, and our own modules would shadow it.
         del sys.path[0]
     if os.path.dirname(_package) not in sys.path:
         sys.path.append(os.path.dirname(_package))

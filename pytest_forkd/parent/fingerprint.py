@@ -1,4 +1,4 @@
-"""What a parent's state depends on, as a hash: only a parent with the same one may be used.
+"""A hash of what a parent's state depends on: a run may use only a parent with the same hash.
 
 What the parent has *loaded* is checked file by file when it is used, see
 :mod:`pytest_forkd.parent.imports.stamps`. The fingerprint stands for the rest: the interpreter,
@@ -26,9 +26,9 @@ from pytest_forkd.runtime.site_directories import site_directories
 
 __all__ = ["VOLATILE", "fingerprint", "installed", "that_matter"]
 
-#: Patterns of environment variables that belong to a shell, a terminal, a prompt or a session, that
-#: change from one of them to the next, and that nothing looks at while it is imported. A run's own
-#: values reach its tests all the same. docs/options.md has this list, too.
+#: Patterns of environment variables that are left out of the fingerprint. Each belongs to a shell,
+#: a terminal, a prompt or a session, and differs between them, but no module reads it while it is
+#: imported. Tests still see the values of their own run. Keep docs/options.md in step.
 VOLATILE = (
     # the shell and its prompt
     *("_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL", "HISTFILE", "HISTCMD", "LS_COLORS"),
@@ -47,7 +47,7 @@ VOLATILE = (
     # pytest's own, for a run
     *("PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_VERSION"),
 )
-#: What of ``/proc/self/status`` a fork inherits.
+#: The fields of ``/proc/self/status`` that a fork inherits.
 _STATUS_FIELDS = ("Umask", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "CapEff", "Seccomp")
 
 
@@ -65,9 +65,9 @@ def fingerprint(
     :param preload: modules that the user has asked for.
     :param path: where modules are looked for first.
     :param environ: the environment.
-    :param ignored: more patterns of variables that make no difference; those with ``!`` in front
-        do, whatever else matches.
-    :param rewriting: whose assertions are rewritten.
+    :param ignored: more patterns of variables to leave out. A pattern with ``!`` in front keeps a
+        variable in, whatever other pattern matches it.
+    :param rewriting: which modules have their assertions rewritten.
     """
     state: dict[str, Any] = {
         "version": __version__,
@@ -88,7 +88,7 @@ def fingerprint(
 
 
 def that_matter(environ: Mapping[str, str], ignored: Iterable[str]) -> list[tuple[str, str]]:
-    """The environment variables that make another parent, sorted; see :func:`fingerprint`."""
+    """The environment variables that are part of the :func:`fingerprint`, sorted by name."""
     ignored = list(ignored)
     matter = _matcher(pattern[1:] for pattern in ignored if pattern.startswith("!"))
     volatile = _matcher([*VOLATILE, *(p for p in ignored if not p.startswith("!"))])
@@ -96,7 +96,10 @@ def that_matter(environ: Mapping[str, str], ignored: Iterable[str]) -> list[tupl
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], object]:
-    """Whether a name matches one of the patterns; most of those need no regular expression."""
+    """A function that tells whether a name matches one of the patterns.
+
+    Most patterns are a plain name, prefix or suffix, which is quicker to check than fnmatch.
+    """
     names, starts, ends, others = set(), [], [], []
     for pattern in patterns:
         plain = pattern.strip("*")

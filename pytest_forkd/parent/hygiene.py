@@ -1,4 +1,4 @@
-"""What a fresh worker does before anything else, so that it shares nothing it must not share.
+"""What a fresh worker does first, to stop sharing what it must not share with other workers.
 
 Forks share the *offsets* of open files, the state of random generators and the handlers that run at
 exit; a fresh interpreter would have its own. Sources: fork(2) and the modules named below.
@@ -32,25 +32,25 @@ __all__ = [
 
 
 class CrashFiles:
-    """Nameless files for what can still be read after a worker died: its last output and dump.
+    """Unnamed files that hold a worker's last output and crash dump, to be read after it has died.
 
     Made by the collector before the fork. The worker writes to them, through pytest's capture and
     through faulthandler; the collector reads them with ``pread``, which leaves the shared offset
     alone.
     """
 
-    #: Bytes of output kept of each stream, from its end.
+    #: Bytes of each stream that are read, from its end.
     LIMIT = 256 * 1024
 
     def __init__(self) -> None:
         self.dump, self.out, self.err, self._note = (_nameless_file() for _ in range(4))
 
     def note(self, path: str) -> None:
-        """Note the file that is being imported; none if ``path`` is empty."""
+        """Record which file is being imported; an empty ``path`` means none."""
         os.pwrite(self._note, os.fsencode(path) + b"\0", 0)
 
     def read(self) -> dict[str, str]:
-        """What the process left: ``dump``, ``out``, ``err``; the file it was ``importing``."""
+        """What the process left: ``dump``, ``out``, ``err``, and the path it was ``importing``."""
         importing = os.pread(self._note, 4 * 4096, 0).partition(b"\0")[0]
         return {
             "dump": _tail(self.dump),
@@ -104,7 +104,7 @@ def restart_capture(config: pytest.Config, files: CrashFiles) -> None:
 
 
 def write_into(config: pytest.Config, files: CrashFiles) -> None:
-    """Let descriptor-level capture and faulthandler write where the collector can read."""
+    """Make descriptor-level capture and faulthandler write to files that the collector reads."""
     capturing = global_capture(config)
     if capturing is not None:
         for (file, target), fd in zip(

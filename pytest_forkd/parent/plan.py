@@ -18,11 +18,11 @@ _SOURCE_FOLDERS = ("", "src", "lib", "python")
 
 @dataclass(frozen=True)
 class Rewriting:
-    """Whose assertions pytest rewrites while they are imported.
+    """Which modules pytest rewrites the assertions of while they are imported.
 
-    :ivar names: modules and packages, of distributions that hold plugins and those named otherwise.
-    :ivar python_files: the ini value, by which it knows test modules.
-    :ivar pass_hook: the ini value ``enable_assertion_pass_hook``, on which depends what it writes.
+    :ivar names: modules and packages that are registered for rewriting, such as plugins.
+    :ivar python_files: the ini value; it tells which files are test modules.
+    :ivar pass_hook: the ini value ``enable_assertion_pass_hook``; it changes the generated code.
     """
 
     names: list[str] = field(default_factory=list)
@@ -31,12 +31,12 @@ class Rewriting:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any] | None) -> Rewriting | None:
-        """What :func:`dataclasses.asdict` took apart, or ``None``."""
+        """The inverse of :func:`dataclasses.asdict`; ``None`` for ``None``."""
         return None if stored is None else cls(**stored)
 
     @classmethod
     def of(cls, config: Any) -> Rewriting | None:
-        """What a configuration says so far.
+        """What a pytest configuration says so far.
 
         :returns: ``None`` if nothing is rewritten, as with ``--assert=plain``.
         """
@@ -59,12 +59,12 @@ class Plan:
     :ivar cwd: the directory that pytest was started in.
     :ivar project: the suite's root directory and ini file; parents are kept for one project.
     :ivar learnt: modules that the suite's collection imported last time.
-    :ivar scan: paths whose test files and conftests are looked at for more; ``None`` if all is
-        learnt.
+    :ivar scan: paths whose test files and conftests are searched for more imports; ``None`` if
+        ``learnt`` is complete.
     :ivar exclude: top-level packages that are the project's own, wherever they are installed.
     :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` stands
         for all.
-    :ivar rewriting: what is to be rewritten while it is imported.
+    :ivar rewriting: which modules have their assertions rewritten; ``None`` for none.
     """
 
     preload: list[str] = field(default_factory=list)
@@ -79,9 +79,9 @@ class Plan:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Plan:
-        """The plan that :meth:`to_json` took apart.
+        """The inverse of :meth:`to_json`.
 
-        :raises TypeError: if it is none.
+        :raises TypeError: if the fields are not those of a plan.
         """
         return cls(**{**stored, "rewriting": Rewriting.from_json(stored.get("rewriting"))})
 
@@ -92,7 +92,7 @@ class Plan:
     def write(self, fd: int) -> None:
         """Write the plan to an open file.
 
-        :raises OSError: if it does not take it.
+        :raises OSError: if writing fails.
         """
         data = json.dumps(self.to_json()).encode("ascii")
         while data:
@@ -100,16 +100,16 @@ class Plan:
 
     @classmethod
     def read(cls, fd: int) -> Plan:
-        """The plan in an open file, whose position is left alone."""
+        """Read the plan from an open file, without moving its position."""
         return cls.from_json(json.loads(os.pread(fd, os.fstat(fd).st_size, 0)))
 
 
 def own_packages(root: Path, measured: Iterable[object] = ()) -> set[str]:
-    """Names of what may be the project's own modules: they may be installed like any others.
+    """Top-level names that may be the project's own modules, even where these are installed.
 
     They are never imported early: their import is part of what is tested and measured.
 
-    :param measured: what coverage is measured of, as far as known.
+    :param measured: modules and paths that coverage is measured for, as far as known.
     """
     names = set()
     for folder in _SOURCE_FOLDERS:

@@ -1,4 +1,4 @@
-"""Keeping track of processes: who dies with whom, and who is left."""
+"""Ties the lifetimes of processes together, and finds and ends the children that are left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 @functools.cache
 def _libc() -> Any:
-    # Once, before there are workers: it takes each 0.4 ms and 600 KB of memory of its own.
+    # Load it once, before workers are forked: each would need 0.4 ms and 600 KB of memory for it.
     import ctypes
 
     return ctypes.CDLL(None)
@@ -36,10 +36,10 @@ def _prctl(option: int, argument: int) -> None:
 
 
 def die_with(parent_pid: int | None) -> None:
-    """End this process (SIGKILL) when ``parent_pid``, its parent, ends; Linux only.
+    """Have the kernel kill this process (SIGKILL) when its parent ``parent_pid`` ends; Linux only.
 
-    The kernel follows the *thread* that forked (prctl(2)), so fork from a main thread. Ends at once
-    if the parent has gone already. ``None`` undoes an earlier call.
+    The signal is sent when the *thread* that forked ends (prctl(2)), so fork from a main thread.
+    Exits at once if the parent has already gone. ``None`` undoes an earlier call.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if parent_pid is not None else 0)
     if parent_pid is not None and os.getppid() != parent_pid:
@@ -52,11 +52,11 @@ def become_subreaper() -> None:
 
 
 def fork() -> int:
-    """``os.fork()`` whose child is to go on as if it had done everything itself.
+    """``os.fork()`` without warnings; the child owns inherited locks as if it had made them.
 
-    Without the warning of Python 3.12 and later about native threads, and those of libraries that
-    ask to be called before a fork, as JAX does: the suite has not forked. The tripwires look for
-    threads that do not survive; the pools of BLAS libraries do.
+    Python 3.12 and later warns about native threads, and so do libraries that are called before a
+    fork, such as JAX. The suite did not fork, so it must not get these warnings. The tripwires look
+    for threads that do not survive a fork; the pools of BLAS libraries do.
     """
     with handed_down(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,7 +64,7 @@ def fork() -> int:
 
 
 def _may_have_children() -> bool:
-    """Whether this process has children; asking the kernel is quicker than a look at /proc."""
+    """Whether this process has children; waitid(2) is quicker than listing /proc."""
     if not hasattr(os, "waitid"):  # macOS, before Python 3.13
         return True
     try:
@@ -93,7 +93,7 @@ def children() -> list[int]:
 
 
 def kill_children(pids: Iterable[int] = (), limit: float = 2.0, spare: Container[int] = ()) -> None:
-    """Kill and reap this process's children, and theirs as they are adopted.
+    """Kill and reap this process's children, and their children as this process adopts them.
 
     :param pids: children to kill where :func:`children` cannot list them.
     :param limit: seconds to try for.
@@ -116,7 +116,7 @@ def kill_children(pids: Iterable[int] = (), limit: float = 2.0, spare: Container
 
 
 def _reap(pid: int) -> bool:
-    """Whether a child has gone."""
+    """Reap a child if it has ended; returns whether it is gone."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:

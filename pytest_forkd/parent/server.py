@@ -1,23 +1,23 @@
 """The parent: a process that has imported what the suite needs, and forks collectors.
 
-It listens on a unix socket that whoever started it bound and passed on. A connection is a
-controller, or the ``pytest-forkd`` command. Requests, each a frame with one key:
+It listens on a unix socket that the process starting it has bound and passed on. Controllers and
+the ``pytest-forkd`` command connect to it. Requests, each a frame with one key:
 
 * ``open``: ``{"keep": seconds, "most": parents, "skip": {package: reason}}``; answered by ``alive``
   once everything is preloaded, and then by a greeting, which says whether a file that was loaded
-  has changed since, or a package was imported early that must not be;
+  has changed since, or whether a package was imported early that must not be;
 * ``alive``: answered in kind;
 * ``collect``: the request of a run, with the descriptors of the collector's connection and of
   standard error; answered by ``forked`` and, when the collector ends, ``exited``;
-* ``learn``: modules that the suite's collection has imported, to be imported once nobody waits;
-* ``release``: end what this controller has started; answered when nothing of it is left;
+* ``learn``: modules that the suite's collection has imported, to import when this process is idle;
+* ``release``: end all processes started for this controller; answered when none is left;
 * ``status`` and ``stop``: see :mod:`pytest_forkd.commands.main`.
 
-The parent does nothing else: the less it does, the longer it stays clean. One that belongs to a
-single run ends, with everything that descends from it, when the controller closes its connection,
-and also, on Linux, when the controller dies. One that is kept ends when
-:class:`~pytest_forkd.parent.kept.keeping.Keeping` says so; what a controller that died has left is
-ended at once.
+The parent does nothing else: the less it does, the longer it stays clean. If it belongs to a single
+run, it ends, with everything that descends from it, when the controller closes its connection, and
+also, on Linux, when the controller dies. A kept parent ends when
+:class:`~pytest_forkd.parent.kept.keeping.Keeping` says so; if a controller dies, the processes
+started for it are ended at once.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     try:
         place = Place(options.directory) if options.directory is not None else None
     except OSError:
-        return 0  # it was withdrawn already
+        return 0  # its directory has been removed already
     plan = Plan.read(options.plan_fd)
     plan.skip.update(json.loads(options.skip))
     stamps = Stamps(options.again or process_start())
@@ -92,8 +92,8 @@ def main(argv: list[str]) -> int:
     os.close(options.plan_fd)
     frozen.freeze()
     if options.controller is not None:
-        # From here on the end of its connection is noticed at once, and there is time to end what
-        # descends from this process, wherever it has gone.
+        # From here on this process notices when the controller's connection closes. Being killed
+        # would leave it no time to end its own descendants.
         processes.die_with(None)
     if options.keep:
         stamps.take()
@@ -129,7 +129,7 @@ class _Parent:
         self.selector = selectors.DefaultSelector()
         self.connections: list[FrameSocket] = []
         self.controllers: list[FrameSocket] = []
-        #: What each collector leaves if it dies, by its pid.
+        #: The files that each collector leaves if it dies, by its pid.
         self.left: dict[int, CrashFiles] = {}
         self.collectors: dict[int, FrameSocket] = {}  # pid -> the controller that asked for it
         self.to_learn: list[str] = []
@@ -159,7 +159,7 @@ class _Parent:
         return 0
 
     def done(self, served: bool) -> bool:
-        """Whether to end now."""
+        """Whether to end now; imports what is to be learnt if there is nothing else to do."""
         if self.connections:
             return False
         if not self.keep:
@@ -171,22 +171,22 @@ class _Parent:
         return self.ending is not None
 
     def end_on_signal(self, signum: int, frame: object) -> None:
-        """End in good order, runs included: whoever asks for the end of this process means it."""
+        """Clean up and end at once, even if runs are using this parent."""
         self.withdraw()
         processes.kill_children(list(self.collectors))
         os._exit(128 + signum)
 
     def stop_on_signal(self, signum: int, frame: object) -> None:
-        """End as soon as no run uses this parent: the one that had it made came to nothing."""
+        """End as soon as no run uses this parent: the run that started it has failed."""
         self.stop("the run that it was made for came to nothing")
 
     def stop(self, reason: str) -> None:
-        """Be found no more, and end with the last run that uses this parent."""
+        """Take no further runs, and end with the last run that uses this parent."""
         self.ending = self.ending or reason
         self.withdraw()
 
     def withdraw(self) -> None:
-        """Let no further run find this parent."""
+        """Remove the entry by which runs find this parent."""
         if self.keeping.place is not None:
             self.keeping.place.withdraw()
 
@@ -214,7 +214,7 @@ class _Parent:
             frames = connection.read_available()
         except FrameError:
             connection.eof, frames = True, []
-        with contextlib.suppress(OSError):  # its end is seen below, or the next time
+        with contextlib.suppress(OSError):  # a closed connection shows as eof, below or next time
             for frame in frames:
                 self.handle(connection, frame)
         if connection.eof:
@@ -231,7 +231,7 @@ class _Parent:
         if "collect" in message:
             self.fork_collector(connection, frame)
         elif "open" in message:
-            connection.send({"alive": True})  # it may take a while to look at every file
+            connection.send({"alive": True})  # checking every file may take a while
             connection.send(self.open(connection, **message["open"]))
         elif "alive" in message:
             connection.send({"alive": True})
@@ -267,7 +267,7 @@ class _Parent:
         if self.keep and (self.stamps.doubtful or self.preloaded.failures):
             self.withdraw()
             if first:
-                self.keep = False  # of use to who had it made, and to nobody else
+                self.keep = False  # only the run that started it may use it
             else:
                 self.ending = f"{self.stamps.doubtful} was written while it was loaded"
         hello: dict[str, Any] = {
@@ -289,7 +289,7 @@ class _Parent:
         return hello
 
     def status(self) -> dict[str, Any]:
-        """What there is to know of this parent."""
+        """What ``pytest-forkd`` shows of this parent."""
         return {
             "pid": os.getpid(),
             "age": time.monotonic() - self.keeping.started,
@@ -354,12 +354,12 @@ class _Parent:
             os._exit(status)
 
     def release(self, controller: FrameSocket) -> None:
-        """End what a controller has started, wherever it has gone."""
+        """End all processes started for a controller, even orphaned ones."""
         pids = [pid for pid, owner in self.collectors.items() if owner is controller]
         for pid in pids:
             self.collectors.pop(pid)
             self.left.pop(pid).close()
-        # Collectors adopt what their workers leave behind, and this process adopts it from them.
+        # Orphans of workers are adopted by their collector, and when that ends, by this process.
         processes.kill_children(pids, spare=self.collectors)
 
     def reap(self) -> None:
@@ -381,7 +381,7 @@ class _Parent:
                     controller.send({"exited": pid, "status": status, **left})
 
     def learn(self) -> None:
-        """Import what the last run has imported, now that nobody waits for this process."""
+        """Import what the last run has imported, while this process is idle."""
         self.mark("learning")
         names, self.to_learn = self.to_learn, []
         frozen.thaw()

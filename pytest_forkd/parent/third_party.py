@@ -26,11 +26,12 @@ __all__ = [
     "third_party_packages",
 ]
 
-#: Files looked at for imports; a larger suite repeats itself.
+#: How many files are searched for imports; more rarely import anything new.
 _MAX_FILES = 2000
 
 
-#: A line that starts with an import; also found in text, so it only tells what to look at.
+#: A line that starts with an import. It may be inside a string, so it only tells which files to
+#: parse.
 _IMPORT_LINE = re.compile(rb"^(?:import|from)[ \t]+([^\n#;(]+)", re.MULTILINE)
 
 
@@ -42,7 +43,7 @@ def last_module() -> str:
 def modules_since(last: str) -> list[str]:
     """The names of the modules that were imported after ``last``, in that order.
 
-    In a fork, looking at the others would copy the pages that they are in.
+    Other modules are not touched: in a fork, that would copy the memory pages that they are in.
     """
     names: list[str] = []
     for name in reversed(sys.modules):
@@ -55,9 +56,9 @@ def modules_since(last: str) -> list[str]:
 def third_party_modules(
     names: Iterable[str], config: Any, exclude: Container[str] = ()
 ) -> list[str]:
-    """Those of the loaded modules ``names`` that are of installed distributions.
+    """Those of the loaded modules ``names`` that belong to installed distributions.
 
-    Plugins are left out: what they read while pytest imports them may depend on the process.
+    Plugins are left out: what they read when pytest imports them may depend on the process.
 
     :param exclude: top-level packages that are the project's own, wherever they are installed.
     """
@@ -73,7 +74,7 @@ def third_party_modules(
 
 
 def installed_modules(names: Iterable[str]) -> list[str]:
-    """Those of the loaded modules ``names`` that are of installed distributions."""
+    """Those of the loaded modules ``names`` that belong to installed distributions."""
     roots = site_prefixes()
     found = []
     for name in names:
@@ -104,7 +105,7 @@ def third_party_packages() -> list[str]:
 def named_modules(args: list[str], testpaths: list[str], exclude: Container[str] = ()) -> list[str]:
     """Third-party modules that test files and conftests import at their top level.
 
-    :param args: pytest's command line; whatever in it is no path is passed over.
+    :param args: pytest's command line; anything in it that is not a path is ignored.
     :param testpaths: where to look if there is no path among ``args``.
     :param exclude: top-level packages that are the project's own.
     :returns: names of modules, dotted as they are imported.
@@ -114,7 +115,7 @@ def named_modules(args: list[str], testpaths: list[str], exclude: Container[str]
     names: dict[str, None] = {}
     for path in _python_files(roots or testpaths or ["."]):
         source = _read(path)
-        # All lines are looked at, to know what parsing is to look for.
+        # A list, not a generator: _may_name() has to see every line, to fill ``wanted``.
         found = [_may_name(line, wanted, exclude) for line in _IMPORT_LINE.findall(source)]
         if not any(found):
             continue  # parsing a file costs much more than reading it
@@ -125,7 +126,7 @@ def named_modules(args: list[str], testpaths: list[str], exclude: Container[str]
 
 
 def _may_name(line: bytes, wanted: dict[str, bool], exclude: Container[str]) -> bool:
-    """Whether an import names a third-party package, which is noted in ``wanted``."""
+    """Whether an import line may name a third-party package; records the answers in ``wanted``."""
     found = False
     for part in line.decode("utf-8", "replace").partition(" import ")[0].split(","):
         top = part.strip().partition(" ")[0].partition(".")[0]
@@ -193,7 +194,7 @@ def _is_third_party(top: str) -> bool:
 
 
 def import_modules(names: Iterable[str], skip: Container[str] = ()) -> None:
-    """Import modules; one that fails is left for the suite to fail on.
+    """Import modules; if one fails, the suite will report it.
 
     :param skip: top-level packages to leave out; ``*`` stands for all.
     """
@@ -203,6 +204,6 @@ def import_modules(names: Iterable[str], skip: Container[str] = ()) -> None:
         warnings.simplefilter("ignore")
         for name in names:
             if name not in sys.modules and name.partition(".")[0] not in skip:
-                # Skipped and Exit of pytest are BaseExceptions; a module may raise them, too.
+                # A module may also raise pytest's Skipped or Exit, which are BaseExceptions.
                 with contextlib.suppress(Exception, SystemExit, OutcomeException):
                     importlib.import_module(name)

@@ -1,8 +1,8 @@
-"""Notes which file is being imported, where that can be read after the process has died.
+"""Records which file is being imported, where it can still be read if the import kills the process.
 
 A module or conftest may end the process that imports it: with ``os._exit()``, a segmentation fault,
-or for lack of memory. Who is left reads the note, and another process reports the file as an error
-instead of importing it.
+or for lack of memory. Its parent process then reads the record, and the next process that collects
+reports that file as an error instead of importing it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["note_conftests", "watch_imports"]
 
 
 def watch_imports(config: pytest.Config, files: CrashFiles, request: dict[str, Any]) -> None:
-    """Register what sees to test files that end whoever imports them.
+    """Register the plugins that deal with test files that end the process importing them.
 
-    :param files: where notes go; see :class:`ImportNotes`.
-    :param request: the run's, which knows files that have done so before.
+    :param files: where the file being imported is recorded; see :class:`ImportNotes`.
+    :param request: the run's request; ``deadly`` lists files that have ended a process before.
     """
     notes = ImportNotes(files, request.get("deadly", {}))
     config.pluginmanager.register(notes, "forkd-import-notes")
@@ -30,11 +30,11 @@ def watch_imports(config: pytest.Config, files: CrashFiles, request: dict[str, A
 
 
 class ImportNotes:
-    """A plugin of whoever collects.
+    """A plugin of the process that collects: records each file before it is imported.
 
-    :param files: where the note goes, and what is captured and dumped meanwhile.
-    :param deadly: by path: what is to be reported of a file that has ended a process before; the
-        error's text, and the sections of what the process had printed.
+    :param files: receives that record, captured output and crash dumps.
+    :param deadly: what to report for files that have ended a process before, by path: ``text`` of
+        the error, and ``sections`` with what the process had printed.
     """
 
     def __init__(self, files: CrashFiles, deadly: dict[str, dict[str, Any]]) -> None:
@@ -48,7 +48,7 @@ class ImportNotes:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Any:
-        """Note a file that is about to be imported; report one that must not be."""
+        """Record a file that is about to be imported; report an error for a deadly one."""
         if not isinstance(collector, pytest.File):
             self.files.note("")
             return None
@@ -62,17 +62,17 @@ class ImportNotes:
 
     @pytest.hookimpl
     def pytest_collectreport(self) -> None:
-        """A collector is done."""
+        """Clear the record: the collector is done."""
         self.files.note("")
 
 
 class ExitsAtImport:
-    """A plugin of whoever collects: a file that calls ``sys.exit()`` is an error of that file.
+    """A plugin of the process that collects: reports ``sys.exit()`` in a file as that file's error.
 
-    It would end the session in the middle of nothing, as if something internal had gone wrong.
+    Otherwise it would end the session as if there had been an internal error.
     """
 
-    @pytest.hookimpl(hookwrapper=True, trylast=True)  # such a wrapper is in no traceback
+    @pytest.hookimpl(hookwrapper=True, trylast=True)  # old-style wrappers add no traceback entry
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, None]:
         """Report the exit."""
         outcome = yield
@@ -83,9 +83,9 @@ class ExitsAtImport:
 
 
 def note_conftests(files: CrashFiles) -> None:
-    """Note conftests while they are imported, too; pytest has no hook for that.
+    """Record conftests while they are imported, too; pytest has no hook for that.
 
-    To be called once in a process, and again in its fork, with files of its own.
+    Call it once in a process, and again in each fork with that fork's own ``files``.
     """
 
     def import_and_note(import_conftest: Callable[[], Any], path: str) -> Any:

@@ -1,9 +1,8 @@
-"""Importing what suites import, ahead of them, and only what is the same for that.
+"""Imports what a suite will import, ahead of it, as long as that makes no difference to the suite.
 
-What a suite imports later anyway may be imported early if nobody can tell the difference: a module
-that warns, starts a thread, opens a connection or seeds a global generator while it is imported
-does something that belongs into each worker. The parent cannot take such an import back, so it
-starts anew without that module (see ``starting_anew``), and says which one it was.
+A module that warns, starts a thread, opens a connection or seeds a global generator while it is
+imported does something that each worker has to do for itself. The parent cannot undo such an
+import, so it restarts without that module (see ``starting_anew``), and says which one it was.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ __all__ = ["Preloaded", "Unsafe", "environ_changes", "learn_more", "preload"]
 
 #: Categories of warnings that Python and pytest ignore by default.
 _IGNORED_WARNINGS = (ImportWarning, ResourceWarning)
-#: What pytest, xdist and this plugin import later, while a collector configures itself: the plugin
-#: is loaded in each, as pytest loads it, and has to add its options.
+#: Modules of pytest, xdist and this plugin that every collector would otherwise import while it
+#: configures itself; it loads this plugin, too, for the options that the plugin adds.
 _COMPANY = (
     "pdb",
     "pytest_forkd.forkd.options",
@@ -55,12 +54,12 @@ _COMPANY = (
 
 @dataclass
 class Preloaded:
-    """What came of a plan.
+    """The result of carrying out a plan.
 
-    :ivar failures: for each module that was asked for and failed to import, why.
-    :ivar scanned: the third-party modules that are loaded because test files name them.
-    :ivar environ: variables that imports have set: the value before, if any, and after.
-    :ivar early: top-level packages that were imported because the suite imports them, too.
+    :ivar failures: modules that the user asked for and that failed to import, with the reason.
+    :ivar scanned: third-party modules that were loaded because test files import them.
+    :ivar environ: variables that imports have set, each with its value before (if any) and after.
+    :ivar early: top-level packages that were imported only because the suite will import them.
     """
 
     failures: dict[str, str]
@@ -70,7 +69,7 @@ class Preloaded:
 
 
 class Unsafe(Exception):
-    """A module did something while it was imported that belongs into each worker.
+    """A module did something while it was imported that each worker has to do for itself.
 
     :ivar package: its top-level package.
     """
@@ -85,12 +84,13 @@ def preload(
 ) -> Preloaded:
     """Import pytest with its usual company, then what the plan says.
 
-    :param recorded: makes what is entered while modules of the plan are imported.
-    :raises Unsafe: if a module that nobody asked for turns out to be none to import early.
+    :param recorded: makes a context manager; it is entered while the plan's modules are imported.
+    :raises Unsafe: if a module that the user did not ask for must not be imported early.
     """
     for name in (*(f"_pytest.{name}" for name in default_plugins), *_COMPANY):
         importlib.import_module(name)
-    # Each worker tells xdist its platform; finding out takes a subprocess, once.
+    # Each worker reports its platform to xdist. Finding it out runs a subprocess; the result is
+    # cached, so do it once here.
     platform.platform()
     for name in (
         "xdist",
@@ -105,7 +105,7 @@ def preload(
     os.chdir(plan.cwd)
     failures = {}
     with warnings.catch_warnings(), recorded():
-        # A suite's own filters decide what its imports may warn about; they are not known yet.
+        # The suite's own warning filters apply to its imports, and they are not known yet.
         warnings.simplefilter("ignore")
         with rewriting(plan.rewriting):
             for name in plan.preload:
@@ -130,7 +130,7 @@ def preload(
 
 
 def environ_changes(before: dict[str, str]) -> dict[str, tuple[str | None, str]]:
-    """The variables that are not what they were: their values then, if any, and now."""
+    """The variables that have changed, each with its value before (if any) and now."""
     return {
         name: (before.get(name), value)
         for name, value in os.environ.items()
@@ -141,8 +141,8 @@ def environ_changes(before: dict[str, str]) -> dict[str, tuple[str | None, str]]
 def learn(names: list[str], plan: Plan) -> set[str]:
     """Import modules that the suite will import, as long as that makes no difference to it.
 
-    :returns: the top-level packages of those that were not imported yet.
-    :raises Unsafe: at the first one that does.
+    :returns: the top-level packages of those that were not loaded yet.
+    :raises Unsafe: at the first package whose early import would make a difference.
     """
     early: set[str] = set()
     if "*" in plan.skip:
@@ -161,8 +161,8 @@ def learn(names: list[str], plan: Plan) -> set[str]:
                 _check(package, before, caught)
             package = top
             early.add(top)
-            # One that fails is left for the suite to fail on. Skipped and Exit of pytest are
-            # BaseExceptions; a module may raise them, too.
+            # If the import fails, let the suite report it. A module may also raise pytest's Skipped
+            # or Exit, which are BaseExceptions.
             with contextlib.suppress(Exception, SystemExit, OutcomeException):
                 importlib.import_module(name)
         if package:
@@ -171,10 +171,10 @@ def learn(names: list[str], plan: Plan) -> set[str]:
 
 
 def learn_more(names: list[str], plan: Plan, preloaded: Preloaded) -> None:
-    """Import modules that a run has imported, in a parent that is at rest.
+    """Import modules that a run has imported, in an idle parent.
 
-    :param preloaded: what the parent has imported, which is added to.
-    :raises Unsafe: at the first one that makes a difference.
+    :param preloaded: what the parent has imported so far; updated in place.
+    :raises Unsafe: at the first package whose early import would make a difference.
     """
     own_path, own_environ = list(sys.path), dict(os.environ)
     sys.path[:0] = plan.path

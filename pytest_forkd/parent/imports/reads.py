@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from os import scandir as _scandir  # these stay what they are
+from os import scandir as _scandir  # imported by name, so that it is never a stand-in
 from os import stat as _stat
 from stat import S_ISDIR
 from types import ModuleType
@@ -21,9 +21,9 @@ __all__ = ["Reads"]
 
 _Stamp = tuple[int, ...]
 
-#: The kernel makes up what these say.
+#: File systems whose contents the kernel generates.
 _NO_FILES = ("/proc/", "/sys/", "/dev/")
-#: What a search for distributions looks at in each directory of the path.
+#: Entries of a directory that a search for distributions looks at.
 _DISTRIBUTIONS = (".dist-info", ".egg-info", ".egg", ".egg-link")
 _SEARCHES_DISTRIBUTIONS = ("importlib.metadata", "importlib_metadata", "pkg_resources")
 
@@ -32,30 +32,30 @@ _SPACE_OF_CLASS: Any = vars(type)["__dict__"].__get__
 
 
 class Reads:
-    """What has been opened, listed, and looked for in vain.
+    """Records files that were opened, directories that were listed, and paths that were missing.
 
     Functions of the standard library are replaced while modules are imported, and put back. An
     audit hook would see more, but it can't be removed: it would be called for each ``id()`` in each
-    worker. Files that a library in C opens by itself are not noticed.
+    worker. Files that a C library opens by itself are not noticed.
 
-    :param stamp: tells a file from any other and from its later self; ``None`` if there is none.
-        Its items 3 and 4 are the times of writing and of any change, in nanoseconds.
-    :param tick: how much older than it is a file may look, in nanoseconds.
+    :param stamp: identifies a file and its contents by what stat() tells; ``None`` if there is no
+        such file. Items 3 and 4 of a stamp are mtime and ctime, in nanoseconds.
+    :param tick: resolution of file times, in nanoseconds.
     """
 
     def __init__(self, stamp: Callable[[str], _Stamp | None], tick: int) -> None:
         self._stamp = stamp
         self._tick = tick
         self._files: dict[str, _Stamp | None] = {}
-        #: Read so soon after they were written that they may have been written again since.
+        #: Files read within a tick of being written: another write may have left the same stamp.
         self._young: set[str] = set()
         self._missed: set[str] = set()
-        #: What a directory held, or what of it are distributions, by its path and which of both.
+        #: The names in a directory. The key is its path, and whether only distributions count.
         self._folders: dict[tuple[str, bool], frozenset[str] | None] = {}
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Take note of what is read meanwhile, by any thread."""
+        """Record what any thread reads inside the block."""
         modules = set(sys.modules)
         stand_ins = {
             "open": _StandIn(open, self._open),
@@ -72,7 +72,7 @@ class Reads:
             (os, "open", stand_ins["os.open"]),
             *((os, name, stand_ins[name]) for name in ("listdir", "scandir", "stat")),
         ]
-        # Python 3.10 keeps them a second time.
+        # In Python 3.10, pathlib keeps its own references to these functions.
         if (accessor := getattr(pathlib, "_NormalAccessor", None)) is not None:
             names = ("open", "listdir", "scandir", "stat")
             replaced += [(accessor, name, stand_ins[name]) for name in names]
@@ -86,7 +86,7 @@ class Reads:
         get_data = loader.get_data
 
         def noted_get_data(self_: object, path: str) -> bytes:
-            if not path.endswith((".py", ".pyc")):  # those that are imported are known
+            if not path.endswith((".py", ".pyc")):  # imported modules are recorded elsewhere
                 self._read(path)
             return get_data(self_, path)  # type: ignore[no-any-return]
 
@@ -103,23 +103,23 @@ class Reads:
             _put_back(sys.modules.keys() - modules)
 
     def take(self) -> str | None:
-        """Look at what was read since the last call.
+        """Go through what was read since the last call.
 
-        :returns: a file of which nobody knows what was read, if any.
+        :returns: a file that may have been rewritten just after it was read, if there is one.
         """
         missed, self._missed = self._missed, set()
         for path in missed:
-            # If it is there now, an import has made it, and would find it the next time.
+            # If it exists now, an import has made it, and the next import would find it.
             self._files[path] = self._stamp(path)
         young, self._young = self._young, set()
         for path in list(young):
-            if self._stamp(path) is None:  # an import has written, read and removed it
+            if self._stamp(path) is None:  # a temporary file: an import has removed it again
                 young.discard(path)
                 del self._files[path]
         return min(young, default=None)
 
     def changed(self) -> str | None:
-        """A file or directory that is not what it was."""
+        """The first file or directory that has changed; ``None`` if none has."""
         for path, stamp in self._files.items():
             if self._stamp(path) != stamp:
                 return path
@@ -175,10 +175,10 @@ class Reads:
 
 
 class _StandIn:
-    """A function that is called in the place of another one, and equal to it.
+    """Replaces a function, and compares equal to it.
 
-    :param called: what is told of each call, before it is made.
-    :param failed: what is told of each call that finds no such file.
+    :param called: called with the arguments of each call, before the call is made.
+    :param failed: called with the arguments of each call that raises FileNotFoundError.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class _StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._called is not None:
-            with contextlib.suppress(Exception):  # a wrong call is the original's to complain of
+            with contextlib.suppress(Exception):  # for wrong arguments, let the original raise
                 self._called(*args, **kwargs)
         try:
             return self.original(*args, **kwargs)
@@ -203,13 +203,13 @@ class _StandIn:
             raise
 
     def retire(self) -> None:
-        """Do nothing but what the original does, for whoever has kept this."""
+        """Only call the original from now on: somebody may have kept a reference to this."""
         self._called = self._failed = None
 
     def __eq__(self, other: object) -> bool:
         return self is other or self.original == other
 
-    def __hash__(self) -> int:  # ``os.stat in os.supports_fd``
+    def __hash__(self) -> int:  # keeps ``os.stat in os.supports_fd`` true
         return hash(self.original)
 
     def __getattr__(self, name: str) -> Any:
@@ -217,19 +217,18 @@ class _StandIn:
 
 
 def _put_back(modules: set[str]) -> None:
-    """Put the original wherever modules, or their classes, have kept a stand-in by a name."""
+    """Restore the original in each module or class attribute that holds a stand-in."""
     for name in modules:
         module = sys.modules.get(name)
         if not issubclass(type(module), ModuleType):
             continue
-        # Nothing is asked of the objects themselves: those that are made when they are needed, such
-        # as Django's settings, would be made now.
+        # getattr() or isinstance() would make lazy objects, such as Django's settings, load now.
         space: dict[str, Any] = _SPACE_OF_MODULE(module)
         for key, value in list(space.items()):
             if type(value) is _StandIn:
                 space[key] = value.original
             elif issubclass(type(value), type):
-                parts = _SPACE_OF_CLASS(value) or {}  # a class of C's may not be ready yet
+                parts = _SPACE_OF_CLASS(value) or {}  # a class defined in C may not be ready yet
                 kept = {key: part for key, part in parts.items() if type(part) is _StandIn}
                 for attribute, part in kept.items():
                     with contextlib.suppress(Exception):
@@ -237,17 +236,17 @@ def _put_back(modules: set[str]) -> None:
 
 
 def _absolute(file: object) -> str | None:
-    """The path of a file that has one."""
-    if not isinstance(file, (str, bytes, os.PathLike)):  # a descriptor, or nothing that opens
+    """The absolute path of a file; ``None`` for a descriptor, or a file that is not recorded."""
+    if not isinstance(file, (str, bytes, os.PathLike)):
         return None
     path = os.path.abspath(os.fsdecode(file))
     return None if path.startswith(_NO_FILES) or "/__pycache__/" in path else path
 
 
 def _names(path: str, distributions: bool) -> frozenset[str] | None:
-    """What is in a directory, or what of it are distributions; ``None`` if it can't be listed.
+    """The names in a directory, or only its distributions; ``None`` if it can't be listed.
 
-    Hidden files and bytecode come and go in directories that somebody works in.
+    Hidden files and bytecode are left out: they come and go in a directory that is worked in.
     """
     try:
         with _scandir(path) as entries:

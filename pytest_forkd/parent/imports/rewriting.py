@@ -1,8 +1,8 @@
-"""Imports ahead of pytest that are what pytest's would be: what it rewrites is rewritten.
+"""Rewrites assertions in early imports just as pytest would have done.
 
 pytest rewrites the assertions of test modules and of distributions that hold plugins (documented at
-"Assertion Rewriting"), and warns of those that were imported without that. So early imports go
-through pytest's own import hook, told what the suite's pytest tells it.
+"Assertion Rewriting"), and warns about modules that were imported without that. So early imports go
+through pytest's own import hook, configured as in the suite's own pytest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rewriting(plan: Rewriting | None) -> Iterator[None]:
         yield
         return
     hook = RewritingHook(plan)
-    # Behind finders that only look on, as that of parent.searches.
+    # After finders that only observe, such as the one in searches.py.
     builtin = sys.meta_path.index(BuiltinImporter) if BuiltinImporter in sys.meta_path else 0
     sys.meta_path.insert(builtin, hook)
     try:
@@ -41,16 +41,16 @@ def rewriting(plan: Rewriting | None) -> Iterator[None]:
 
 
 def without_rewriting(name: str) -> None:
-    """Have pytest leave a module alone that is imported already, as one may ask in its docstring.
+    """Stop pytest from warning that an imported module has no rewritten assertions.
 
-    :param name: of a module that does without rewritten assertions.
+    :param name: the module; a marker for pytest is added to its docstring.
     """
     module = sys.modules[name]
     module.__doc__ = f"{module.__doc__ or ''}\n{_NO_REWRITING}"
 
 
 def plainly_imported(names: Iterable[str]) -> list[str]:
-    """Those of the modules to be rewritten that are loaded and were not; pytest warns of them."""
+    """Modules that should have been rewritten but were loaded without; pytest warns about them."""
     return [
         name
         for name in names

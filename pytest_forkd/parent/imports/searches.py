@@ -1,4 +1,4 @@
-"""Where modules were looked for: to tell whether a search would find something else today."""
+"""Records where modules were searched for, to tell whether a search would now find another one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_forkd.runtime.file_stamps import identity
 
 __all__ = ["Searches"]
 
-#: Looked for by :mod:`site` while Python starts, on the whole path.
+#: :mod:`site` searches the whole path for these while Python starts.
 _LOOKED_FOR_AT_START = ("sitecustomize", "usercustomize")
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 
@@ -21,9 +21,10 @@ _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 class _Directory:
     """One directory that was searched.
 
-    :ivar names: the last parts of the modules' names that were looked for in it.
-    :ivar state: of the directory itself, as long as nothing has appeared in it or gone.
-    :ivar found: what it holds that could be one of these modules: whether it is a directory.
+    :ivar names: last parts of the names of the modules that were searched for in it.
+    :ivar state: the directory's own stamp when ``found`` was filled; it changes whenever an entry
+        is added or removed.
+    :ivar found: entries that could be one of these modules, and whether each is a directory.
     """
 
     def __init__(self) -> None:
@@ -32,12 +33,12 @@ class _Directory:
         self.found: dict[str, bool] = {}
 
     def look(self, path: str) -> dict[str, bool]:
-        """What is there now."""
+        """The entries that could be one of the modules, now."""
         found = {}
         with contextlib.suppress(OSError), os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
-                # No name of a module has a dot; most entries are told by what is before theirs.
+                # Module names have no dot, so the stem alone rules out most entries.
                 stem, dot, rest = name.partition(".")
                 if stem in self.names and (not dot or f".{rest}" in _SUFFIXES):
                     found[name] = not dot and entry.is_dir()
@@ -45,11 +46,11 @@ class _Directory:
 
 
 class Searches:
-    """Which names were looked for in which directories, and what was there.
+    """Which names were searched for in which directories, and what was there.
 
-    A module that was looked for in vain may have come since, and one that was found may be hidden
-    by another, in a directory that is searched earlier or in the same one. Other files may come and
-    go: in a project's own directory they do in every run.
+    A module that was not found may have been added since. One that was found may now be shadowed by
+    another, in a directory that is searched earlier or in the same one. Other files do not matter:
+    in a project's own directory they come and go in every run.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Searches:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Take note of what is looked for meanwhile, found or not."""
+        """Record what is searched for inside the block, whether or not it is found."""
         finder: Any = _Notice(self._searches)
         sys.meta_path.insert(0, finder)
         try:
@@ -69,9 +70,9 @@ class Searches:
                 sys.meta_path.remove(finder)
 
     def take(self) -> list[str]:
-        """Note what there is in the directories that have been searched since the last call.
+        """Record what is in the directories that have been searched since the last call.
 
-        :returns: the files that a search has found, or could have: they are to be compared, too.
+        :returns: files that a search found or could have found; changes to them matter, too.
         """
         searches, self._searches[:] = list(self._searches), ()
         if not self._known:
@@ -101,7 +102,7 @@ class Searches:
                 if not is_directory:
                     files.append(path_of)
                 elif "__init__" not in (below := self._below(path_of)).names:
-                    # A directory is one thing with an __init__ file, and another without.
+                    # An __init__ file would turn a namespace package into a regular one.
                     below.names.add("__init__")
                     todo.append((path_of, below))
         return files
@@ -110,7 +111,7 @@ class Searches:
         return self._directories.setdefault(folder, _Directory())
 
     def changed(self) -> str | None:
-        """A file or directory that has come or gone, so that a search may find something else."""
+        """A path that was added or removed so that a search may now find something else, if any."""
         for folder, directory in self._directories.items():
             state = identity(folder)
             if state == directory.state:
@@ -119,12 +120,12 @@ class Searches:
             if found != directory.found:
                 different = sorted(found.items() ^ directory.found.items())
                 return os.path.join(folder, different[0][0])
-            directory.state = state  # something else has come or gone
+            directory.state = state  # some other entry was added or removed
         return None
 
 
 class _Notice:
-    """A finder that finds nothing, and notes what it was asked for."""
+    """A finder that finds nothing, and records what it was asked for."""
 
     def __init__(self, searches: list[tuple[str, tuple[object, ...]]]) -> None:
         self._searches = searches
@@ -139,9 +140,9 @@ def _is_of_a_file(module: object) -> bool:
 
 
 def _searched(name: str, path: tuple[object, ...]) -> list[str]:
-    """The directories that were searched for a module: those before the one that has it, and it.
+    """The directories that were searched for a module: up to and including the one that has it.
 
-    All of them if it was not found, or if it is a namespace package, of which each may hold a part.
+    All of them if it was not found, or if it is a namespace package: each may hold a part of that.
     """
     folders = [os.path.abspath(entry) for entry in path if isinstance(entry, str)]
     file = getattr(sys.modules.get(name), "__file__", None)

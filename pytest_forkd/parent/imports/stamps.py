@@ -1,4 +1,4 @@
-"""The files that a parent has loaded and read, to tell whether any of them has changed since."""
+"""Records the files that a parent has loaded and read, to tell whether any has changed since."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["Stamps", "process_start"]
 
-#: Times of files are as coarse as the kernel's tick, so a file may look older than it is.
+#: Nanoseconds by which a file may look older than it is: file times have the kernel's tick.
 _TICK = 20_000_000
 
 
 class Stamps:
-    """What tells every file that this process has loaded from any other, and from its later self.
+    """Stamps of every file that this process has loaded: they show if it is replaced or changed.
 
     :param started: when this process began to load files, in nanoseconds since the epoch.
     """
@@ -30,17 +30,17 @@ class Stamps:
         self._stamps: dict[str, tuple[int, ...] | None] = {}
         self._searches = Searches()
         self._reads = Reads(identity, _TICK)
-        #: A file that was written while it was being loaded, perhaps: nobody knows what was read.
+        #: A file that may have been written while it was being loaded, so what was read is unknown.
         self.doubtful: str | None = None
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """While modules are imported: take note of where they are looked for and what they read."""
+        """Record where modules are searched for, and what they read, inside the block."""
         with self._searches.recorded(), self._reads.recorded():
             yield
 
     def take(self) -> None:
-        """Note the files that have been loaded since the last call."""
+        """Stamp the files that have been loaded since the last call."""
         for path in (*_loaded_files(), *self._searches.take()):
             if path not in self._stamps:
                 stamp = identity(path)
@@ -50,10 +50,10 @@ class Stamps:
         self.doubtful = self.doubtful or self._reads.take()
 
     def changed(self) -> str | None:
-        """The first file found that is not what it was; ``None`` if all are.
+        """The first file found to have changed; ``None`` if none has.
 
-        A file that has come counts if it was looked for and not there, or if its module would now
-        be found in the place of another one.
+        A new file counts if it was looked for and was missing, or if its module would now be found
+        instead of another one.
         """
         for path, stamp in self._stamps.items():
             if identity(path) != stamp:
@@ -74,7 +74,7 @@ def _loaded_files() -> list[str]:
     with contextlib.suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:
         for line in maps:
             _before, slash, path = line.rstrip("\n").partition("/")
-            # memfd's and shared memory are listed like files, but nobody can change them.
+            # Not files on disk: memfds, devices and SysV shared memory.
             if slash and not path.startswith(("memfd:", "dev/", "SYSV")):
                 files[slash + path] = True
     return [path for path in files if not path.startswith("/proc/")]

@@ -1,7 +1,7 @@
-"""How a parent that has imported what it must not becomes one that has not: the same process, anew.
+"""Restarts a parent that has imported a package it must not have imported.
 
-An import cannot be taken back, so the program is run again without that package. The process keeps
-its id and its socket: whoever has connected waits, and is served.
+An import cannot be undone, so the process runs the program again with exec, without that package.
+It keeps its id and its listening socket, so controllers that have connected are served afterwards.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pytest_forkd.parent.plan import Plan
 
 __all__ = ["start_again", "start_anew"]
 
-#: After so many packages that must not be imported early, none is.
+#: If more packages than this must not be imported early, no package is.
 _MAX_SKIPPED = 8
-#: As it was before anything was imported: some modules set variables, which belong to them.
+#: The environment before any import: modules may set variables, which must not survive a restart.
 _ENVIRON = dict(os.environ)
 
 
@@ -44,15 +44,15 @@ def start_anew(argv: list[str], plan: Plan, unsafe: Unsafe, more: tuple[str, ...
 def start_again(
     argv: list[str], plan: Plan, unsafe: Unsafe, listener: socket.socket, keep: float
 ) -> NoReturn:
-    """The same for a parent that has served a run, and is at rest.
+    """Do the same in an idle parent that has served a run.
 
     Otherwise the next run would have to make another parent, and wait for all of its imports.
 
-    :param plan: what to import, what was learnt since the start included.
-    :param listener: what runs connect to.
+    :param plan: what to import, including what was learnt since the start.
+    :param listener: the socket that runs connect to.
     :param keep: seconds to stay without use.
     """
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - it is read, and closed, by what is run
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the program run by exec reads and closes it
     plan.write(file.fileno())
     for each in (file, listener):
         os.set_inheritable(each.fileno(), True)

@@ -11,19 +11,19 @@ from pytest_forkd.runtime.process_tree import Process
 
 __all__ = ["PRELOAD_LIMIT", "NotAnswering", "receive"]
 
-#: Seconds for a parent to import pytest and what is to be preloaded.
+#: Seconds for a parent to import pytest and everything it preloads.
 PRELOAD_LIMIT = 300.0
-#: Seconds for one that is learning, or has much to look at before it answers.
+#: Seconds for a parent that is importing what the last run did, or has many files to check.
 _BUSY_LIMIT = 10.0
-#: Seconds after which one that is stopped is not waited for; a debugger stops it for a moment.
+#: Seconds to wait for a parent that is stopped (SIGSTOP); a debugger may stop it for a moment.
 _STOPPED_LIMIT = 0.5
-#: Seconds after which one that should answer and does nothing at all is not waited for.
+#: Seconds to wait for a parent that should answer but uses no CPU time.
 _IDLE_LIMIT = 1.5
 _LOOK_INTERVAL = 0.05
 
 
 class NotAnswering(TimeoutError):
-    """A parent does not answer; the message says what is seen of it."""
+    """A parent does not answer; the message says what state it is in."""
 
 
 def receive(
@@ -56,7 +56,7 @@ def receive(
         elif now - stopped > _STOPPED_LIMIT:
             raise NotAnswering("it is stopped")
         if phase != "ready" or (look is not None and (look.state in "RD" or look.cpu != cpu)):
-            idle = now  # also a busy machine may be why it gets nowhere
+            idle = now  # it is working, or is ready to run on a busy machine
         elif now - idle > _IDLE_LIMIT:
             raise NotAnswering("it hangs")
         cpu = -1 if look is None else look.cpu

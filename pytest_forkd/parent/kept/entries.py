@@ -1,9 +1,9 @@
-"""A kept parent's directory: opened, looked into and removed by descriptor, never by a bare name.
+"""A kept parent's directory, which is always opened, read and removed by descriptor, not by path.
 
-``<fingerprint>-<random>/`` holds the socket ``parent``, what the parent has said (``log``), which
-process it is (``process``), and whether it waits for runs (``ready``) or imports something in its
-idle time (``learning``). Its folder is in a place that others may write to, so nothing is believed
-of a name: what is no directory of this user is not opened, and only what is known is removed.
+``<fingerprint>-<random>/`` holds the socket ``parent``, the parent's output (``log``), its process
+(``process``), and a file that tells whether it waits for runs (``ready``) or imports something in
+its idle time (``learning``). Other users may write to the place where these directories are, so
+names are not trusted: only this user's directories are opened, and only known files are removed.
 
 Only the standard library: the parent uses this, too.
 """
@@ -21,7 +21,7 @@ __all__ = ["Place", "StoreError", "is_entry", "open_private", "remove_directory"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY = re.compile(r"[0-9a-f]{20}-[0-9a-z_]{8}")
 _IS_FILE: Callable[[int], bool] = stat.S_ISREG
-#: What may be in an entry, and what it has to be.
+#: The files that an entry may hold, and a check of each one's type.
 _FILES = {
     "parent": stat.S_ISSOCK,
     "log": _IS_FILE,
@@ -36,11 +36,11 @@ class StoreError(Exception):
 
 
 def open_private(path: str | os.PathLike[str]) -> int:
-    """Open a directory that is this user's alone.
+    """Open a directory that only this user can access.
 
-    :returns: a descriptor, which is the caller's to close.
-    :raises FileNotFoundError: if there is none.
-    :raises StoreError: if it is a link, no directory, somebody else's, or open to others.
+    :returns: a descriptor, which the caller has to close.
+    :raises FileNotFoundError: if it does not exist.
+    :raises StoreError: if it is a link or not a directory, or if others own it or can access it.
     """
     try:
         fd = os.open(path, _OPEN_DIRECTORY)
@@ -64,16 +64,16 @@ def open_private(path: str | os.PathLike[str]) -> int:
 
 
 def is_entry(name: str) -> bool:
-    """Whether a name is one that an entry has."""
+    """Whether a name has the form of an entry's name."""
     return _ENTRY.fullmatch(name) is not None
 
 
 def remove_entry(folder: int, name: str, identity: tuple[int, int] | None = None) -> bool:
-    """Remove an entry with what it is known to hold; one that holds anything else stays.
+    """Remove an entry and its known files; an entry that holds anything else is left alone.
 
-    :param folder: an open directory that is this user's alone.
-    :param identity: device and inode that it is to have.
-    :returns: whether it has gone.
+    :param folder: an open directory that only this user can access.
+    :param identity: the device and inode that the entry must have.
+    :returns: whether it was removed.
     """
     if not is_entry(name):
         return False
@@ -90,7 +90,7 @@ def remove_entry(folder: int, name: str, identity: tuple[int, int] | None = None
 
 
 def remove_directory(path: str | os.PathLike[str], names: Iterable[str]) -> None:
-    """Remove a directory of this user that holds at most files with these names."""
+    """Remove a directory of this user, unless it holds files with other names than these."""
     with contextlib.suppress(OSError):
         fd = os.open(path, _OPEN_DIRECTORY)
         try:
@@ -108,7 +108,7 @@ def _is_no_directory(mode: int) -> bool:
 def _empty(
     fd: int, known: dict[str, Callable[[int], bool]], identity: tuple[int, int] | None
 ) -> bool:
-    """Remove the known files of a directory that is ours; nothing at all if it holds others."""
+    """Remove the known files of a directory of this user; remove nothing if it holds others."""
     me, found = os.getuid(), os.fstat(fd)
     if found.st_uid != me or identity not in (None, (found.st_dev, found.st_ino)):
         return False
@@ -136,7 +136,7 @@ class Place:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
-        """The entry, opened; an :exc:`OSError` if it is not there any more."""
+        """Open the entry; :exc:`OSError` if it does not exist any more."""
         try:
             folder = open_private(self._folder)
         except StoreError as exc:
@@ -161,10 +161,10 @@ class Place:
         return False
 
     def mark(self, state: str) -> None:
-        """Tell runs what they may expect.
+        """Tell runs how long this parent may take to answer.
 
-        :param state: ``ready`` answers at once, ``learning`` may not, and ``preloading`` has to be
-            waited for as long as another one would have to be.
+        :param state: ``ready`` answers at once, ``learning`` may take a while, and ``preloading``
+            takes as long as a new parent would.
         """
         with contextlib.suppress(OSError), self._opened() as fd:
             flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -175,7 +175,7 @@ class Place:
                     os.unlink(other, dir_fd=fd)
 
     def used(self) -> None:
-        """Note the time: the least recently used parent gives way first."""
+        """Record the time of use: the least recently used parent is the first to end."""
         with contextlib.suppress(OSError), self._opened() as fd:
             os.utime("process", dir_fd=fd, follow_symlinks=False)
 

@@ -1,4 +1,4 @@
-"""How long a parent that nobody uses is kept."""
+"""How long an idle parent is kept."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pytest_forkd.parent.kept.entries import Place
 
 __all__ = ["Keeping"]
 
-#: Seconds between two looks at the reasons to end.
+#: Seconds between checks for a reason to end.
 CHECK_INTERVAL = 2.0
-#: Parents that are kept for a user, unless a run wants another number.
+#: How many parents are kept for a user, unless a run asks for another number.
 _DEFAULT_MOST = 4
-#: A parent at rest gives way when less than this share of the memory is available.
+#: An idle parent ends when less than this fraction of the memory is available.
 _LOW_MEMORY = 0.05
 
 
 class Keeping:
-    """Tells a parent at rest when to end.
+    """Decides when an idle parent ends.
 
-    :param place: the parent's own; a parent that cannot be found ends. ``None`` for a parent that
-        belongs to one run.
+    :param place: the parent's own entry; a parent whose entry is gone ends. ``None`` for a parent
+        that belongs to one run.
     :param seconds: how long to stay without being used.
     :param project: the root directory and the ini file of the suite that it is kept for.
     """
@@ -33,13 +33,13 @@ class Keeping:
         self.most = _DEFAULT_MOST
         self._root = project.partition("|")[0]
         self.started = self.last_use = time.monotonic()
-        # systemd-logind(8) removes it when the user's last session has ended (and "lingering" is
-        # off); where there is no such directory, only time ends a parent.
+        # A parent must not outlive the login. systemd-logind(8) removes this directory when the
+        # user's last session ends (unless "lingering" is on). Without it, only time ends a parent.
         home = f"/run/user/{os.getuid()}"
         self._login = home if os.path.isdir(home) else None
 
     def wanted(self, seconds: float, most: int) -> None:
-        """Take what a run wants.
+        """Take over what a run asks for.
 
         :param seconds: how long the user wants the parent kept after this use.
         :param most: how many parents the user wants kept.
@@ -48,13 +48,13 @@ class Keeping:
         self.used()
 
     def used(self) -> None:
-        """The parent is in use, or was until now."""
+        """Record that the parent is in use, or was until now."""
         self.last_use = time.monotonic()
         if self.place is not None:
             self.place.used()
 
     def reason_to_end(self) -> str | None:
-        """Why a parent that nobody is using is to end now; ``None`` to stay."""
+        """Why an idle parent should end now; ``None`` if it should stay."""
         if time.monotonic() - self.last_use >= self.seconds:
             return f"not used for {self.seconds:g} seconds"
         if self.place is not None:
@@ -92,6 +92,6 @@ def memory_is_low() -> bool:
             current = int(file.read())
         with open(f"{base}/memory.stat", encoding="ascii") as file:
             statistics = dict(line.split() for line in file)
-        # What caches files is given up when memory is needed.
+        # Cached file pages can be reclaimed, so they do not count.
         return current - int(statistics.get("inactive_file", 0)) > limit * (1 - _LOW_MEMORY)
     return False

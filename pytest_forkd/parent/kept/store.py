@@ -1,8 +1,8 @@
 """Where kept parents are found: one directory for each, below one that belongs to the user.
 
 ``pytest-forkd-<uid>/<fingerprint>-<random>/parent`` is the socket that a parent listens on. A
-parent removes its directory when it ends; what is left of one that was killed is removed by whoever
-finds nobody listening. See :mod:`pytest_forkd.parent.kept.entries` for what is believed of a name.
+parent removes its directory when it ends. If it was killed, the next process that finds nobody
+listening does. See :mod:`pytest_forkd.parent.kept.entries` for how names are checked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Entry", "Store", "StoreError", "socket_bases"]
 _MAX_DIRECTORY_LENGTH = 107 - len("/parent")
 #: Seconds to wait for another run that is just starting a parent.
 _LOCK_TIMEOUT = 30.0
-#: Seconds for a parent's directory to get its socket.
+#: Seconds after which a directory without a listening socket is taken for abandoned.
 _BEING_MADE = 10.0
 _ENTRY_LENGTH = len("/pytest-forkd-4294967295/12345678901234567890-12345678")
 #: Bytes of the file that says which process a parent is.
@@ -39,10 +39,10 @@ _MAX_PROCESS_FILE = 65536
 
 
 def socket_bases(length: int) -> Iterator[str]:
-    """Where a socket may be: ``XDG_RUNTIME_DIR``, where temporary files go, ``/tmp``.
+    """Directories that may hold a socket: ``XDG_RUNTIME_DIR``, the temporary directory, ``/tmp``.
 
-    :param length: of the path from there to the socket's directory; a base that leaves no room for
-        it in a socket's address is left out.
+    :param length: length of the path from the base to the socket's directory. A base is left out
+        if the whole path would be too long for a socket's address.
     """
     try:
         temporary = tempfile.gettempdir()
@@ -56,9 +56,9 @@ def socket_bases(length: int) -> Iterator[str]:
 class Entry:
     """The directory of one kept parent, held open until :meth:`close`.
 
-    :param store: where it is; open.
-    :param name: its name there.
-    :raises OSError: if it is no directory of this user.
+    :param store: the store that holds it; must be open.
+    :param name: its name in the store.
+    :raises OSError: if it is not a directory of this user.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -78,16 +78,16 @@ class Entry:
 
     @property
     def socket_path(self) -> str:
-        """The socket, by way of the open directory where the system can."""
+        """Path of the socket: through the open directory's descriptor if /proc is there."""
         by_descriptor = f"/proc/self/fd/{self._fd}"
         if os.path.isdir(by_descriptor):
             return f"{by_descriptor}/parent"
         return str(self.path / "parent")
 
     def connect(self) -> FrameSocket | None:
-        """A connection to the parent; ``None`` if nobody listens, or too many wait already."""
+        """A connection to the parent; ``None`` if nobody listens, or its backlog is full."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.setblocking(False)  # where many wait for one that does not answer, do not join them
+        sock.setblocking(False)  # else connect() waits while the backlog of a hung parent is full
         try:
             sock.connect(self.socket_path)
         except OSError as exc:
@@ -101,26 +101,26 @@ class Entry:
         return FrameSocket(sock)
 
     def _remove_abandoned(self) -> None:
-        """Remove what a parent that was killed has left, but not what is just being made."""
+        """Remove the directory of a parent that was killed, but not one that is just being made."""
         with contextlib.suppress(OSError):
             if time.time() - os.fstat(self._fd).st_mtime > _BEING_MADE:
                 self.remove()
 
     def remove(self) -> None:
-        """Remove it, with what entries are known to hold."""
+        """Remove the entry and its known files."""
         found = os.fstat(self._fd)
         remove_entry(self._folder, self.name, (found.st_dev, found.st_ino))
 
     def write_process(self, process: Process, project: str) -> None:
-        """Note which process the parent is, and which project it is kept for.
+        """Record which process the parent is, and which project it is kept for.
 
-        :raises OSError: if that cannot be written.
+        :raises OSError: if the file cannot be written.
         """
         with self.create("process") as file:
             file.write(json.dumps({**process.to_json(), "project": project}).encode("ascii"))
 
     def create(self, name: str) -> BinaryIO:
-        """A new file in it, to write to.
+        """Create a file in the entry; the caller writes to it and closes it.
 
         :raises OSError: if it cannot be made.
         """
@@ -128,7 +128,7 @@ class Entry:
         return open(os.open(name, flags, 0o600, dir_fd=self._fd), "wb")
 
     def read_log(self) -> str:
-        """What the parent has said; empty if it has said nothing."""
+        """What the parent has printed; may be empty."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         with contextlib.suppress(OSError), open(os.open("log", flags, dir_fd=self._fd), "rb") as f:
             return f.read().decode("utf-8", "replace")
@@ -189,8 +189,8 @@ class Entry:
 class Store:
     """The kept parents of this user.
 
-    :ivar directory: mode 0700; made by :meth:`prepare`.
-    :ivar folder: a descriptor of it, once it was opened; -1 before.
+    :ivar directory: where they are, with mode 0700; made by :meth:`prepare`.
+    :ivar folder: its descriptor once it is open; -1 before.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -199,9 +199,9 @@ class Store:
 
     @classmethod
     def find(cls) -> Store:
-        """The store, in ``XDG_RUNTIME_DIR`` if that is set, else where temporary files go.
+        """The store, in the first of :func:`socket_bases` that is a directory.
 
-        :raises StoreError: if neither can hold one.
+        :raises StoreError: if there is none.
         """
         for base in socket_bases(_ENTRY_LENGTH):
             if os.path.isdir(base):
@@ -209,9 +209,9 @@ class Store:
         raise StoreError("there is no directory for its socket (XDG_RUNTIME_DIR, TMPDIR)")
 
     def prepare(self) -> None:
-        """Open the directory, which is made if it is not there.
+        """Open the directory; make it if need be.
 
-        :raises StoreError: if it is not this user's alone, or cannot be made.
+        :raises StoreError: if others own or can access it, or if it cannot be made.
         """
         try:
             with contextlib.suppress(FileExistsError):
@@ -247,11 +247,11 @@ class Store:
         self.close()
 
     def lock(self) -> BaseFileLock:
-        """To be held while a parent is made, so that there is one of each.
+        """A lock to hold while a parent is made, so that two runs do not make the same one.
 
-        It raises :exc:`OSError` (a :exc:`TimeoutError`) when others take too long.
+        Entering it raises :exc:`TimeoutError` if other runs hold it for too long.
         """
-        from filelock import FileLock  # importing it takes a while; most runs find a parent
+        from filelock import FileLock  # slow to import, and most runs find a parent without it
 
         return FileLock(self.directory / "lock", timeout=_LOCK_TIMEOUT)
 
@@ -265,9 +265,9 @@ class Store:
         return Entry(self, name)
 
     def entries(self, fingerprint: str = "") -> list[Entry]:
-        """The entries of parents with this fingerprint, or of all; what was used last comes first.
+        """The entries of parents with this fingerprint, or of all; most recently used first.
 
-        They are the caller's to close.
+        The caller has to close them.
 
         :raises StoreError: if the directory is not this user's alone.
         """

@@ -1,7 +1,7 @@
-"""Connections that known plugins open while they are configured, made again in each worker.
+"""Remakes in each worker the connections that known plugins open while they are configured.
 
-The plugins' own names are theirs: each adapter looks for what it needs and leaves alone what it
-does not recognise.
+Attributes of plugins may change: each adapter looks for those that it needs, and does nothing where
+it does not find them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _adapt_cov(config: pytest.Config, workerinput: dict[str, Any]) -> None:
 
 
 def _adapt_benchmark(config: pytest.Config, workerinput: dict[str, Any]) -> None:
-    """pytest-benchmark: ``gw0``, as which tests are collected, is to warn at its end."""
+    """pytest-benchmark: make only ``gw0`` warn at its end; collection ran under that name."""
     session: Any = getattr(config, "_benchmarksession", None)
     if getattr(session, "xdist_worker", None) not in (None, workerinput["workerid"]):
         session.xdist_worker = workerinput["workerid"]

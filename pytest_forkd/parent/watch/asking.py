@@ -1,9 +1,8 @@
-"""Tells who asks *whether* there is a worker's name from who asks *which* name it is.
+"""Tells code that asks *whether* there is a worker's name from code that asks *which* name it is.
 
-Conftests ask ``if os.environ.get("PYTEST_XDIST_WORKER"):`` to know whether they are in a
-worker; the answer is the same in all workers. What becomes of a value can be read from the
-instructions after the one that gets it: if it is tested, or compared with ``None``, and then gone,
-nobody has it.
+Conftests use ``if os.environ.get("PYTEST_XDIST_WORKER"):`` to find out whether they are in a
+worker; the answer is the same in all workers. The bytecode after a read shows what becomes of the
+value: if it is only tested, or compared with ``None``, and then dropped, nobody knows the name.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["asks_whether"]
 
 #: Instructions that leave the value where it is (3.10: ``POP_BLOCK`` ends a ``try``).
 _NOTHING = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "POP_BLOCK", "PRECALL"})
-#: Instructions between a function and its arguments that are neither.
+#: Instructions of a call that push neither the function nor an argument.
 _NO_ARGUMENT = _NOTHING | {"KW_NAMES", "PUSH_NULL"}
 _ARGUMENTS = frozenset(
     {
@@ -37,20 +36,20 @@ _CALLS = {
     "CALL_KW": 1,  # 3.13
     "CALL_METHOD": 0,  # 3.10
 }
-#: Instructions that use the value up and keep at most whether it is true. The name of a worker is
-#: never empty, so ``name and other`` is ``other``.
+#: Instructions that consume the value and keep at most whether it is true. A worker's name is never
+#: empty, so ``name and other`` is ``other``.
 _TESTS = ("POP_JUMP_", "UNARY_NOT", "TO_BOOL", "JUMP_IF_FALSE_OR_POP", "POP_TOP")
 #: Functions through which local variables can be reached without naming them.
 _REFLECTION = frozenset({"locals", "vars", "dir", "eval", "exec", "_getframe", "currentframe"})
 
-#: What such functions return goes elsewhere than to the frame before.
+#: Functions with these flags do not return their value to the calling frame.
 _NOT_CALLED = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 _TESTED, _RETURNED = "tested", "returned"
 
 
 def asks_whether(accessor: FrameType) -> bool:
-    """Whether a worker's name is only tested for being there, wherever it goes.
+    """Whether a worker's name is only tested for existence, however far it is returned.
 
     :param accessor: the frame of the function that is about to return the name.
     :returns: false if that cannot be proven.
@@ -67,13 +66,13 @@ def asks_whether(accessor: FrameType) -> bool:
 
 
 def _use(code: CodeType, last: int, called: str) -> str | None:
-    """What a function does with the value of the call in progress; ``None`` if anything else.
+    """What a function does with the value of its current call: tests or returns it, else ``None``.
 
-    :param last: the offset of the instruction that calls.
-    :param called: the name of the function that it has to call.
+    :param last: the offset of the calling instruction.
+    :param called: the name of the function that it must call.
     """
     instructions = [each for each in dis.get_instructions(code) if each.opname != "CACHE"]
-    # Python 3.11 may point behind the instruction, into its cache.
+    # In Python 3.11, f_lasti may point past the instruction, into its cache entries.
     index = bisect_right([each.offset for each in instructions], last) - 1
     while instructions[index].opname == "PRECALL":  # 3.11
         index += 1
@@ -94,7 +93,7 @@ def _use(code: CodeType, last: int, called: str) -> str | None:
             loaded = instruction.opname.startswith("LOAD_FAST") and names == variable
             pair = isinstance(names, tuple) and "LOAD_FAST" in instruction.opname
             if pair and variable in names:
-                return None  # two at once: it goes somewhere together with another
+                return None  # loads two variables at once, so it is not a plain test
         if loaded:
             fates.add(_fate(instructions, number + 1))
     if None in fates:
@@ -103,7 +102,7 @@ def _use(code: CodeType, last: int, called: str) -> str | None:
 
 
 def _calls(instructions: Sequence[dis.Instruction], index: int, called: str) -> bool:
-    """Whether an instruction calls a function of that name, and nothing that calls it in turn."""
+    """Whether an instruction calls a function of that name directly, with simple arguments."""
     call = instructions[index]
     if call.opname == "BINARY_SUBSCR":
         return called == "__getitem__"
@@ -131,7 +130,7 @@ def _skip(instructions: Sequence[dis.Instruction], index: int) -> int:
 
 
 def _stored(instructions: Sequence[dis.Instruction], index: int) -> str | None:
-    """The local variable that the value is stored in, if it is."""
+    """The local variable that the value is stored in, if any."""
     instruction = instructions[_skip(instructions, index)]
     if instruction.opname == "STORE_FAST":
         return str(instruction.argval)

@@ -50,7 +50,7 @@ def is_installed(path: str | None) -> bool:
     """Whether a file belongs to the interpreter or to an installed distribution.
 
     Everything else is the project's own: conftests, test modules, plugins kept beside them, and
-    packages that are installed for editing.
+    packages in editable installs.
     """
     if not path:
         return True
@@ -81,7 +81,7 @@ def project_modules(names: Iterable[str]) -> list[ModuleType]:
     for name in names:
         module = sys.modules.get(name)
         path = getattr(module, "__file__", None)
-        # Most are told apart without asking the file system.
+        # Decide by the path alone where possible; realpath() asks the file system.
         if module is None or type(path) is not str or path.startswith(roots):
             continue
         if not os.path.realpath(path).startswith(roots):
@@ -97,7 +97,7 @@ def place_of(code: CodeType) -> tuple[str, int]:
 def caller_outside(frame: FrameType | None, modules: frozenset[str]) -> FrameType | None:
     """The nearest caller that is neither in ``modules`` (their names) nor in the standard library.
 
-    ``copy`` and ``json`` read what they are given; who gave it is of interest.
+    For example, ``copy`` reads every value of a mapping; the finding is about the code calling it.
     """
     while frame is not None and (
         frame.f_globals.get("__name__") in modules or is_stdlib(frame.f_code.co_filename)

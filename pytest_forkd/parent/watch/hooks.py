@@ -9,7 +9,7 @@ from pytest_forkd.parent.watch.findings import Finding, is_installed, place_of
 
 __all__ = ["hook_findings"]
 
-#: Hooks that run in each worker, as under xdist, and may undo what an earlier one has done.
+#: Hooks that run in each worker, as under xdist, and may undo what an earlier hook has done.
 _ENDING = ("pytest_sessionfinish", "pytest_unconfigure")
 #: Hooks that have run before the fork, once for all workers.
 _EARLIER = (
@@ -18,8 +18,8 @@ _EARLIER = (
     "pytest_collection_modifyitems",
     "pytest_collection_finish",
 )
-#: A hook that uses no other names than these declares markers, reads options or marks and sorts
-#: items: it has done nothing outside of the process's memory that could be undone twice.
+#: A hook that uses only these names declares markers, reads options, or marks and sorts items. It
+#: changes nothing outside the process's memory, so nothing that workers could undo twice.
 _DESCRIBING = frozenset(
     {
         "add_marker",
@@ -72,10 +72,10 @@ _DESCRIBING = frozenset(
 
 
 def hook_findings(pluginmanager: Any) -> list[Finding]:
-    """The project's hooks that would not do in a worker what they do in one of xdist's.
+    """The project's hooks that would act differently in a worker than in one of xdist's.
 
-    ``pytest_sessionstart`` has run before the fork, once. A hook that ends a session runs in each
-    worker; it is a finding if an earlier one may have done what it undoes.
+    ``pytest_sessionstart`` runs only once, before the fork. A hook that ends a session runs in each
+    worker; it is a finding if an earlier hook, run once, may have done what it undoes.
 
     :param pluginmanager: pytest's plugin manager.
     """

@@ -1,4 +1,4 @@
-"""What was opened before the fork and would be shared by all workers, or be dead in them."""
+"""Looks for what was opened before the fork and would be shared by all workers, or dead in them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pytest_forkd.runtime.log_files import log_handlers
 
 __all__ = ["OpenFiles", "resource_findings"]
 
-#: What ``/proc/self/fd`` shows for files that may be shared, and for those of an event loop.
+#: Link targets in ``/proc/self/fd`` of files that may be shared, and of those of an event loop.
 _HARMLESS_FILES = ("anon_inode:", "/dev/", "/proc/", "/sys/", "/memfd:")
 _LOOP_FILES = ("anon_inode:[eventpoll]", "anon_inode:[eventfd]", "anon_inode:[io_uring]")
 
-#: What a process has open that computes on a GPU, with CUDA or ROCm. NVML opens other files: it
-#: only asks for the devices there are, which a fork can do again.
+#: Files that a process has open if it computes on a GPU, with CUDA or ROCm. NVML opens others: it
+#: only lists devices, which still works in a fork.
 _GPU_FILES = ("/dev/nvidia-uvm", "/dev/kfd")
-#: What CUDA opens beside it: pipes, what looks like an event loop, and a socket of this name.
+#: Name of a socket that CUDA opens besides pipes and files that look like an event loop's.
 _GPU_SOCKET = "@cuda-"
 
-#: Seconds for a thread to end that has nothing more to do: asyncio's, which wait for a child
-#: process, are there for a moment after the result is.
+#: Seconds for a thread that is done to end: asyncio's threads that wait for a child process still
+#: exist for a moment after the result is there.
 _ENDING_THREAD_LIMIT = 0.02
 
 
@@ -57,7 +57,7 @@ class OpenFiles:
         return files
 
     def new(self, known: Iterable[int]) -> list[tuple[int, str]]:
-        """Descriptors opened since, less the ``known`` ones, with what they lead to."""
+        """Descriptors opened since, without the ``known`` ones, and what each refers to."""
         skip = set(known)
         return [
             (fd, identity.partition("|")[0])
@@ -70,7 +70,8 @@ def resource_findings(files: OpenFiles, known_fds: Iterable[int]) -> list[Findin
     """Look for everything that does not survive a fork, or must not be shared after one.
 
     :param files: what was open before the suite was configured.
-    :param known_fds: descriptors that are looked after: capture's, log files', adapted plugins'.
+    :param known_fds: descriptors that are handled elsewhere, such as those of capture and of
+        adapted plugins.
     """
     opened = files.new([*known_fds, *_log_file_fds()])
     gpus = [target for _fd, target in opened if target in _GPU_FILES]
@@ -105,7 +106,7 @@ def _open_files(opened: Iterable[tuple[int, str]], *, beside_gpu: bool) -> list[
     findings = []
     for fd, target in opened:
         if beside_gpu and (target.startswith("pipe:") or target in _LOOP_FILES):
-            continue  # the driver's, most likely
+            continue  # most likely the GPU driver's
         if target.startswith("socket:"):
             name = _describe_socket(fd)
             if beside_gpu and _GPU_SOCKET in name:
@@ -149,7 +150,7 @@ def _describe_socket(fd: int) -> str:
 
 
 def _address(name: Any) -> str:
-    if isinstance(name, bytes):  # without a file, unix(7); ss(8) shows such names like this, too
+    if isinstance(name, bytes):  # an abstract socket, see unix(7); shown as in ss(8)
         return "@" + name.strip(b"\0").decode("utf-8", "replace")
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name)
 
@@ -163,11 +164,11 @@ def _event_loops() -> list[Finding]:
 
 
 def _native_threads() -> list[Finding]:
-    """Threads that libraries made and that a fork does not carry over.
+    """Threads that libraries started and that would not exist in a fork.
 
-    The thread pools of OpenBLAS end themselves before a fork and start again when needed, on both
-    sides (``pthread_atfork``). So fork once: what still runs afterwards takes no such care, and a
-    worker that waited for it would wait for ever, as with GNU OpenMP or gRPC.
+    The thread pools of OpenBLAS end before a fork and restart when needed, in both processes
+    (``pthread_atfork``). So fork once as a test. Threads that still run afterwards, such as those
+    of GNU OpenMP or gRPC, do not handle forks: a worker that waited for one would hang.
     """
     if sys.platform != "linux" or _task_count() == threading.active_count():
         return []
@@ -175,8 +176,8 @@ def _native_threads() -> list[Finding]:
     if pid == 0:
         os._exit(0)
     os.waitpid(pid, 0)
-    # A thread that has been joined is listed for a moment longer: the kernel wakes who waits for
-    # it before it takes it off the list.
+    # A joined thread is still listed for a moment: the kernel wakes the joining thread before it
+    # removes the task.
     deadline = time.monotonic() + 0.2
     while (count := _task_count() - threading.active_count()) > 0:
         if time.monotonic() > deadline:

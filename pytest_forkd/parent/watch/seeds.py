@@ -23,9 +23,9 @@ _FUNCTIONS = {
 class SeedWatch:
     """Remembers whether collection seeded the global random generators on purpose.
 
-    A generator that nobody seeded has to differ between workers. One that a module seeded while it
-    was imported is in that very state in each of xdist's workers, so it has to be here. A module
-    that puts back the state which it found has seeded nothing.
+    A generator that was not seeded must differ between workers. One that a module seeded while it
+    was imported has the same state in each of xdist's workers, so it must here, too. Restoring a
+    state that was saved before does not count as seeding.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class SeedWatch:
         self._state = random.getstate()
 
     def reseed(self) -> None:
-        """In a worker: reseed what nobody seeded, restore what somebody did."""
+        """In a worker: reseed generators that were not seeded, and restore those that were."""
         # Python reseeds its own generator in every fork (random.py: os.register_at_fork).
         if "random" in self._seeded:
             random.setstate(self._state)
@@ -68,7 +68,7 @@ class SeedWatch:
         functions = vars(module)
         seed_name, get_name, set_name = _FUNCTIONS[name]
         original = {key: functions[key] for key in _FUNCTIONS[name]}
-        found: set[object] = set()  # states of a generator that nobody had seeded
+        found: set[object] = set()  # states read while the generator was unseeded
 
         def mark(seeded: bool) -> None:
             (self._seeded.add if seeded else self._seeded.discard)(name)

@@ -1,4 +1,4 @@
-"""What lives outside of a process and would be shared by all workers: children and memory."""
+"""Looks for child processes and shared memory, which all workers would share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def shared_findings() -> list[Finding]:
 
 
 def child_processes(known: Container[int] = ()) -> list[Finding]:
-    """Children of this process: a worker could neither wait for one nor have it to itself.
+    """Children of this process: no worker could wait for them, and all would share them.
 
-    :param known: the pids of children that are not the suite's.
+    :param known: pids of children that the suite did not start.
     """
     subprocess = sys.modules.get("subprocess")
     if subprocess is not None:
-        reap_subprocesses()  # reaps those that ended and that nobody has a reference to
+        reap_subprocesses()  # reaps ended children whose Popen object is gone
     findings = []
     for pid in processes.children():
         if pid not in known:
@@ -42,9 +42,9 @@ def _name(pid: int) -> str:
 
 
 def _shared_memory() -> list[Finding]:
-    """Memory without a file that was mapped to be shared; only Linux can tell.
+    """Anonymous shared memory mappings; found on Linux only.
 
-    Two processes that map the same *file* share it under xdist, too.
+    A mapping of a *file* does not count: under xdist, too, workers that map one file share it.
     """
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:

@@ -24,7 +24,7 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Watches from its making until :meth:`stop`.
+    """Watches from its construction until :meth:`stop`.
 
     :param workerinput: what ``config.workerinput`` will be.
     """
@@ -36,7 +36,7 @@ class Watch:
         self._environ = EnvironTripwire()
         self._tempfiles = TempfileTripwire()
         self._pids = PidTripwire()
-        #: Which random generators were seeded on purpose; workers ask it.
+        #: Which random generators were seeded on purpose; workers use it to reseed the others.
         self.seeds = SeedWatch()
         self._environ.arm()
         self._tempfiles.arm()
@@ -44,14 +44,14 @@ class Watch:
         self.seeds.start()
 
     def stop(self) -> None:
-        """Make everything what it was before it was watched."""
+        """Stop watching, and restore everything that was patched for it."""
         self._environ.disarm()
         self._tempfiles.disarm()
         self._pids.disarm()
         self.seeds.stop()
 
     def trips(self, config: Any) -> list[Finding]:
-        """What was noticed so far, without looking at open resources."""
+        """The findings so far, without looking at open resources."""
         return [
             *hook_findings(config.pluginmanager),
             *self._workerinput.trips,
@@ -60,9 +60,9 @@ class Watch:
         ]
 
     def resources(self, config: Any, known_fds: list[int]) -> list[Finding]:
-        """What was opened, made or started since, and is there still.
+        """Findings about what was opened, made or started since, and still exists.
 
-        :param known_fds: descriptors of ours.
+        :param known_fds: descriptors of this plugin's own.
         """
         known = [*known_fds, *capture_fds(config), *adapted_fds(config)]
         findings = [
@@ -76,10 +76,10 @@ class Watch:
         return findings
 
     def suite_has_finalizers(self) -> bool:
-        """Whether a class has one that a module of the project has made since.
+        """Whether a module of the project, imported since, has a class with ``__del__``.
 
-        Its instances may be frozen. Files, sockets, processes and event loops, which warn when they
-        are freed, are not among those: with any of them the collection is not shared.
+        Instances of it may be frozen, so that they are not collected. Files, sockets, processes and
+        event loops, which warn when freed, need no check: the collection is not shared with any.
         """
         return any(
             "__del__" in vars(value)

@@ -1,9 +1,9 @@
-"""What notices that a suite needs its workers' identities before they have one.
+"""Notices when a suite uses a worker's identity before the workers exist.
 
 Two of the four classes of worker state can tell workers apart before the fork: *identity*, which
 is read from ``config.workerinput`` and from ``PYTEST_XDIST_WORKER``, and *resources*, which
-:mod:`pytest_forkd.parent.watch.resources` looks for. Here, a mapping that reports who reads an
-identity key, and an environment that reports who reads the worker's name.
+:mod:`pytest_forkd.parent.watch.resources` looks for. The tripwires here report the code that reads
+an identity key or the worker's name, asks for its pid, or makes temporary files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pytest_forkd.parent.watch.findings import Finding, caller_outside, is_insta
 __all__ = ["SAFE_READERS", "EnvironTripwire", "PidTripwire", "TempfileTripwire", "WorkerInput"]
 
 #: Top-level packages that read a worker's identity before tests run and are known to cope: each
-#: either only asks "am I a worker?", or is told its identity again (see ``adapters``).
+#: either only asks "am I a worker?", or gets the new identity after the fork (see ``adapters``).
 SAFE_READERS = frozenset(
     {
         "_pytest",
@@ -39,8 +39,8 @@ SAFE_READERS = frozenset(
     }
 )
 
-#: Modules through which one reads without being the reader; ``xdist.plugin`` has
-#: ``get_xdist_worker_id``, which anybody may call.
+#: Modules that read on behalf of their caller, who is then reported instead; ``xdist.plugin`` has
+#: ``get_xdist_worker_id()``.
 _OWN_MODULES = frozenset(
     {__name__, "os", "_collections_abc", "collections.abc", "xdist", "xdist.plugin"}
 )
@@ -76,12 +76,12 @@ class WorkerInput(dict[str, Any]):
         self.trips = _Trips()
 
     def announce(self, values: dict[str, Any], identity_keys: Iterable[str]) -> None:
-        """Take the first node's values, in place: they come later than the object."""
+        """Fill in the first node's values, which are not known yet when the object is made."""
         self.update(values)
         self._identity = frozenset(identity_keys)
 
     def become(self, values: dict[str, Any]) -> None:
-        """Take over a worker's own values, in place, and notice nothing any more."""
+        """Replace the contents with a worker's own values, and stop reporting reads."""
         self._identity = frozenset()
         self.clear()
         self.update(values)
@@ -89,7 +89,7 @@ class WorkerInput(dict[str, Any]):
     def _check(self, key: object) -> None:
         if key not in self._identity:
             return
-        # Every worker has a name; of other keys nobody knows how a test of them turns out.
+        # Every worker has a name, so a test for one is harmless; other keys may be tested for more.
         accessor = sys._getframe(1)
         if key == "workerid" and accessor.f_code in _READS and asks_whether(accessor):
             return
@@ -118,12 +118,12 @@ class WorkerInput(dict[str, Any]):
         self._check(key)
         return super().setdefault(key, default)
 
-    # Walking over all values is how a mapping is copied or printed. Who copies it keeps an
-    # identity that is not its own, so that counts, too.
+    # Copying the mapping reads all values, and the copy would keep the identity of another worker.
+    # So iterating over the values counts as reading them.
 
     def __iter__(self) -> Iterator[str]:
-        # Only because dict(...) and ** look at the values of a dict subclass behind its back
-        # unless it says how it is iterated over; then they ask for each value.
+        # Needed, or dict(...) and ** copy the values of a dict subclass without calling its
+        # methods. With __iter__ overridden they call __getitem__ for each value.
         return super().__iter__()
 
     def items(self) -> Any:
@@ -155,11 +155,10 @@ _READS = frozenset({WorkerInput.__getitem__.__code__, WorkerInput.get.__code__})
 
 
 class EnvironTripwire:
-    """Notices who reads ``PYTEST_XDIST_WORKER`` from ``os.environ`` while it is armed.
+    """Reports code that reads ``PYTEST_XDIST_WORKER`` from ``os.environ`` while it is armed.
 
     ``os.environ`` stays the same object, since modules keep references to it; only its class is
-    changed. Copying the whole environment, as one does for a subprocess, is no reading of this
-    variable.
+    changed. Copying the whole environment, for example for a subprocess, does not count as a read.
     """
 
     def __init__(self) -> None:
@@ -170,7 +169,7 @@ class EnvironTripwire:
         """Begin to notice."""
         original = type(os.environ)
         trips = self.trips
-        copying: list[object] = [None]  # where all keys have been asked for, last
+        copying: list[object] = [None]  # frame and instruction of the last call of keys()
 
         class TripwireEnviron(original):  # type: ignore[misc, valid-type]
             def __getitem__(self, key: Any) -> Any:
@@ -185,12 +184,12 @@ class EnvironTripwire:
                 return super().__getitem__(key)
 
             def __contains__(self, key: object) -> bool:
-                # Asking whether it is set asks for the role, which is the same in all workers.
+                # Not a read: whether the variable is set is the same in all workers.
                 return key in list(super().__iter__())
 
             def keys(self) -> Any:
-                # dict(os.environ) and ** ask for all keys and then for the value of each, all in
-                # one instruction of the caller's.
+                # dict(os.environ) and ** call this and then read each value, all during a single
+                # instruction of the caller.
                 frame = sys._getframe(1)
                 copying[0] = (id(frame), frame.f_lasti)
                 return super().keys()
@@ -199,17 +198,17 @@ class EnvironTripwire:
         os.environ.__class__ = TripwireEnviron
 
     def disarm(self) -> None:
-        """Make ``os.environ`` what it was."""
+        """Restore ``os.environ``."""
         if self._original is not None:
             os.environ.__class__ = self._original
             self._original = None
 
 
 class TempfileTripwire:
-    """Notices when the project makes a temporary file or directory that would be one for all.
+    """Reports temporary files and directories of the project that all workers would share.
 
-    xdist's workers each have their own. What an installed package makes for itself is no finding,
-    nor is what is gone again by the end of collection.
+    Each of xdist's workers would make its own. What an installed package makes does not count, nor
+    does what is gone by the end of collection.
     """
 
     def __init__(self) -> None:
@@ -218,7 +217,7 @@ class TempfileTripwire:
 
     @property
     def trips(self) -> list[Finding]:
-        """What was made and exists."""
+        """Findings for what was made and still exists."""
         return [finding for path, finding in self._made if os.path.lexists(path)]
 
     def arm(self) -> None:
@@ -228,7 +227,7 @@ class TempfileTripwire:
         self._watch("NamedTemporaryFile", lambda made: made.name)
 
     def disarm(self) -> None:
-        """Make ``tempfile`` what it was."""
+        """Restore ``tempfile``."""
         for name, function in self._original.items():
             setattr(tempfile, name, function)
         self._original.clear()
@@ -249,11 +248,11 @@ class TempfileTripwire:
 
 
 class PidTripwire:
-    """Notices when the project asks for a process id while it is imported: ``PID = os.getpid()``.
+    """Reports code of the project that gets a pid while it is imported: ``PID = os.getpid()``.
 
-    Only its own calls count: what the standard library does with it, such as to note it in a log
-    record, is no reading of the project's. psutil asks for whoever makes a ``Process()``. What a
-    hook asks for is meant for that process.
+    Calls by the standard library, for example to fill in a log record, do not count. A call by
+    psutil counts as one by the code that made the ``Process()``. A call in a hook does not count:
+    the hook wants the pid of the process that it runs in.
     """
 
     _NAMES = ("getpid", "getppid")
@@ -268,7 +267,7 @@ class PidTripwire:
             self._watch(name)
 
     def disarm(self) -> None:
-        """Make ``os`` what it was; whoever has imported a function by its name may go on."""
+        """Restore ``os``; a wrapper that was imported by name keeps working."""
         for name, function in self._original.items():
             setattr(os, name, function)
         self._original.clear()
@@ -293,7 +292,7 @@ class PidTripwire:
         setattr(os, name, noticing)
 
 
-#: Where this package is, which may be installed for editing.
+#: This package's directory; in an editable install it would count as the project's own.
 _THIS_PACKAGE = os.path.join(os.path.dirname(os.path.abspath(pytest_forkd.__file__)), "")
 
 
@@ -314,5 +313,5 @@ def _is_psutil(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] == "psutil"
 
 
-#: Code that reads every value of a mapping in turn.
+#: Code objects that iterate over all values of a mapping.
 _WALKS = frozenset({ItemsView.__iter__.__code__, ValuesView.__iter__.__code__})

@@ -65,7 +65,7 @@ from pytest_forkd.runtime import frozen_gc as frozen
 
 __all__ = ["run_collector"]
 
-#: Seconds for a controller that has a collector started early to ask for the collection.
+#: Seconds that a collector started early waits for the controller to ask for the collection.
 _REQUEST_TIMEOUT = 600.0
 
 
@@ -79,8 +79,8 @@ def run_collector(
 
     :param connection: to the controller.
     :param request: see ``pytest_forkd.backends.process.backend``.
-    :param nursery: what forks the workers, where the connection is of another kind.
-    :param files: what is read if this process dies; of no use where nobody reads them.
+    :param nursery: forks the workers; needed if the connection is not a frame socket.
+    :param files: receive output and crash dumps, for the parent to read if this process dies.
     :returns: the process's exit status.
     """
     processes.become_subreaper()
@@ -100,7 +100,7 @@ def run_collector(
         try:
             request = connection.receive(_REQUEST_TIMEOUT).message["request"]
         except (EOFError, TimeoutError):
-            return 0  # the controller has made up its mind
+            return 0  # the controller does not want this collector after all
     plain = set(plainly_imported((request["rewriting"] or {}).get("names", ())))
     if not plain.issubset(modules_since(last_early)):
         connection.send({"imported_early": sorted(plain.difference(modules_since(last_early)))})
@@ -122,14 +122,14 @@ def run_collector(
 
 
 def take_over(request: dict[str, Any]) -> None:
-    """Become a process that the controller could have started itself."""
+    """Take over what a child of the controller would have inherited from it."""
     devnull = os.open(os.devnull, os.O_RDWR)
-    # As execnet does for xdist's workers: standard output belongs to the controller.
+    # As execnet does for xdist's workers: only the controller writes to standard output.
     os.dup2(devnull, 0)
     os.dup2(devnull, 1)
     os.close(devnull)
     os.chdir(request["cwd"])
-    importlib.invalidate_caches()  # files have come and gone since the parent looked
+    importlib.invalidate_caches()  # files may have been added since the parent's imports
     os.environ.clear()
     os.environ.update(request["environ"])
     if hasattr(time, "tzset"):
@@ -148,7 +148,7 @@ def set_role(workerinput: dict[str, Any]) -> None:
 
 
 class Unconfigured(Exception):
-    """There is no session, since its configuration could not be made.
+    """pytest could not be configured, so there is no session.
 
     :ivar reason: see :func:`pytest_forkd.parent.worker.unconfigured.reason`.
     """
@@ -181,9 +181,10 @@ def make_config(request: dict[str, Any], workerinput: dict[str, Any], basetemp: 
 
 
 def serve_imports(nursery: Nursery, request: dict[str, Any]) -> WorkerStart | None:
-    """Import what is known to be heavy, then fork workers that do the rest for themselves.
+    """Import heavy modules, then fork workers that configure and collect for themselves.
 
-    :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
+    :returns: in a worker, what it was started with, once its session has ended; ``None`` in the
+        collector.
     """
     names = request["modules"]
     if request["scan"]:
@@ -216,8 +217,8 @@ def run_session(config: Any) -> int:
     """Configure, and run the session.
 
     :returns: its exit status.
-    :raises Unconfigured: if it was not to be configured. Other exceptions than these pytest hands
-        to ``pytest_internalerror``.
+    :raises Unconfigured: on a usage error. pytest passes other exceptions to
+        ``pytest_internalerror``.
     """
     try:
         return int(config.hook.pytest_cmdline_main(config=config))
@@ -230,9 +231,9 @@ def run_session(config: Any) -> int:
 
 @dataclass
 class Start:
-    """What of a collection does not need the nodes: options parsed, conftests loaded, under watch.
+    """A collection begun before the nodes are known: options parsed, conftests loaded, watched.
 
-    :ivar workerinput: still empty.
+    :ivar workerinput: empty until the nodes are known.
     """
 
     config: Any
@@ -241,7 +242,7 @@ class Start:
 
 
 def start_collection(request: dict[str, Any]) -> Start:
-    """Begin with what is known before ``pytest_configure_node`` has been called."""
+    """Do the part of a collection that can be done before ``pytest_configure_node`` is called."""
     workerinput = WorkerInput({}, ())
     set_role(request["role"])
     watch = Watch(workerinput)
@@ -253,7 +254,8 @@ def serve_collection(
 ) -> WorkerStart | None:
     """Configure and collect, then fork workers from inside the run loop.
 
-    :returns: in a worker, its birth, once its session has ended; ``None`` in the collector.
+    :returns: in a worker, what it was started with, once its session has ended; ``None`` in the
+        collector.
     """
     nodes = [unpack_object(text) for text in request["nodes"]]
     first = nodes[0]
@@ -277,7 +279,7 @@ def serve_collection(
     watch_imports(config, files, request)
     status = run_session(config)
     if plugin.birth is None:
-        # No run loop: collection failed or was ended by a hook.
+        # The run loop was not reached: collection failed, or a hook ended it.
         plugin.report_end(status)
     return plugin.birth
 
@@ -298,7 +300,7 @@ class CollectorPlugin:
         self.nursery = nursery
         self.watch = watch
         self.exclude = exclude
-        #: Keep the level whatever is found.
+        #: Share the collection whatever is found.
         self.strict = strict
         self.interactor = Interactor(config, config.workerinput)  # type: ignore[attr-defined]
         #: Set in a worker.
@@ -316,8 +318,8 @@ class CollectorPlugin:
         if findings and not self.strict:
             self.leave(findings, complete=True)
         self.watch.stop()
-        # Frozen objects stay out of the workers' collections, which would copy their pages.
-        # Nothing is collected first: there is next to no garbage, and looking for it takes a while.
+        # Frozen objects are left out of the workers' garbage collections, which would otherwise
+        # copy their memory pages. No gc.collect() first: it is slow, and there is little garbage.
         frozen.freeze()
         events = self.interactor.outbox.take()
         ids = self.send_parts([item.nodeid for item in session.items], events)
@@ -344,10 +346,10 @@ class CollectorPlugin:
         return None  # and so on to the interactor's run loop
 
     def send_parts(self, ids: list[str], events: list[list[Any]]) -> list[str]:
-        """Send what is too long for one message, as far as it is.
+        """Send ahead, in parts, what would make the final message too long.
 
-        :param events: what is left of them is in there afterwards.
-        :returns: the rest of ``ids``.
+        :param events: those that were sent are removed from it.
+        :returns: the ids that were not sent.
         """
         *first, rest = parts(ids)
         for part in first:
@@ -357,14 +359,14 @@ class CollectorPlugin:
         return rest
 
     def leave_if_unsuitable(self, *, complete: bool = False) -> None:
-        """At level ``auto``, end the collector as soon as anything has been noticed."""
+        """Unless the level is forced, end the collector as soon as there is a finding."""
         if not self.strict and self.watch.trips(self.config):
             self.leave(self.watch.trips(self.config), complete=complete)
 
     def leave(self, findings: list[Finding], *, complete: bool) -> NoReturn:
-        """Tell the controller why this suite cannot share its collection, undo configure, end.
+        """Tell the controller why the collection cannot be shared, unconfigure pytest, and exit.
 
-        :param complete: whether the collection came to its end.
+        :param complete: whether everything was collected.
         """
         self.watch.stop()
         self.nursery.connection.send(
@@ -391,7 +393,7 @@ class CollectorPlugin:
 
     @staticmethod
     def end(status: int) -> NoReturn:
-        """Leave at once: the stack above is pytest's, which would finish a session never run."""
+        """Exit at once: returning to pytest would make it finish a session that did not run."""
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(status)

@@ -16,18 +16,18 @@ __all__ = ["collect", "leave_parent"]
 
 
 def leave_parent(parent_pid: int, known: int) -> None:
-    """Take off what a fork has from its parent: signal handlers, and whom it dies with.
+    """Reset inherited signal handlers; die with the parent until the controller knows of this fork.
 
-    :param parent_pid: its parent's.
-    :param known: a pipe that says that the controller knows of this process. If it does not, this
-        process ends.
+    :param parent_pid: the parent's pid.
+    :param known: a pipe. A byte arrives once the controller knows of this process; if the pipe
+        closes without one, this process exits.
     """
     processes.die_with(parent_pid)
     if not os.read(known, 1):
         os._exit(70)  # EX_SOFTWARE of sysexits.h
     os.close(known)
-    # Should the parent be killed, the controller, which knows of this process by now, ends it:
-    # after all that descends from it, which nobody could find any more if this process died first.
+    # If the parent is killed, this process must not die with it: its descendants could then not be
+    # found. The controller, which knows this process by now, ends them first and then this process.
     processes.die_with(None)
     for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -44,15 +44,15 @@ def collect(
     """Run the collector.
 
     :param connection: to the controller, a descriptor.
-    :param request: what it is to collect.
+    :param request: the run's request.
     :param imported_environ: variables that early imports have set, see ``Preloaded``.
-    :param files: what it leaves if it dies.
+    :param files: its crash files, for the parent to read if this process dies.
     :returns: its exit status.
     """
     environ = request["environ"]
     for name, (before, after) in imported_environ.items():
-        # What imports have set is part of what the suite would find after its own, unless the
-        # controller has set something else since.
+        # Without early imports, the suite's own would set these variables. A value that the
+        # controller has set in the meantime wins.
         if environ.get(name) == before:
             environ[name] = after
     from pytest_forkd.parent.worker.collector import run_collector

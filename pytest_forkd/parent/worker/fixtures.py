@@ -12,12 +12,12 @@ from pytest_forkd.compat.tracebacks import left_out
 
 __all__ = ["FixtureTimer", "fixture_table"]
 
-#: In a list, where nothing that freezes the clock of modules finds it.
+#: In a list, so that tools such as freezegun do not find it and freeze it.
 _CLOCK = [time.perf_counter]
 
 
 def fixture_table(items: Sequence[pytest.Item]) -> list[Any] | None:
-    """Which set-ups neighbours in a collection share.
+    """Which items share the set-up of a fixture.
 
     Session-scoped fixtures are left out: each worker sets them up once, whatever it runs.
 
@@ -68,7 +68,7 @@ def _shared(info: Any) -> list[tuple[str, str, str]]:
 
 
 def _owner(item: pytest.Item, scope: str) -> object:
-    """What a fixture's value lives as long as: two items share it if they have it in common."""
+    """The object that limits a fixture value's life: items with the same one share the value."""
     if scope == "module":
         return id(item.getparent(pytest.Module))
     if scope == "class":
@@ -101,7 +101,7 @@ class FixtureTimer:
             result = yield
         finally:
             seconds = _CLOCK[0]() - start
-            own = max(0.0, seconds - self.spent)  # less what it has asked for while it ran
+            own = max(0.0, seconds - self.spent)  # without fixtures that it requested meanwhile
             self.spent = before + seconds
         key = f"{fixturedef.baseid}::{fixturedef.argname}"
         if hasattr(request, "param"):

@@ -1,4 +1,4 @@
-"""What makes a pytest session an xdist worker: it reports as events and runs what it is told to."""
+"""Makes a pytest session an xdist worker: it reports events, and runs the items it is given."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Interactor(WorkerInteractor):
     """xdist's worker plugin, over a channel without a thread.
 
     Until :meth:`attach` is called there is no channel: events are kept, for the collector to report
-    once for all workers. Afterwards the events of one test travel together: its reports, its
-    completion and the start of the next one are one message, written at once, so that a crash loses
-    nothing that had finished and the controller always knows what was running.
+    once for all workers. Afterwards the reports of a test, its completion and the start of the next
+    test travel in one message, sent at once. So a crash loses nothing that had finished, and the
+    controller always knows which test was running.
     """
 
-    # Held from before the first test, which may leave the modules that it patches in any state.
+    # Looked up before the first test: tests may patch these modules and leave them patched.
     _clock = staticmethod(time.perf_counter)
     _getpid = staticmethod(os.getpid)
     _modules = sys.modules
 
     def __init__(self, config: pytest.Config, workerinput: dict[str, Any]) -> None:
-        # Not WorkerInteractor's: that builds a queue with locks for a receiver thread.
+        # WorkerInteractor.__init__ is not called: it makes a queue with locks, for a thread.
         self.config = config
         self.identify(workerinput)
         self.log = Producer(f"worker-{self.workerid}", enabled=config.option.debug)
@@ -64,25 +64,25 @@ class Interactor(WorkerInteractor):
         self.outbox = Outbox(config)
         self._items = ItemQueue(self.outbox, self._clock, lambda: len(self.session.items))
         self._exhausted: Callable[[], str | None] | None = None
-        #: The item that is running, and whether the one after it has been decided on.
+        #: The running item, and whether the next one has been decided on.
         self._item: pytest.Item | None = None
         self._decided = False
-        #: The last item that it has, begun or not, until that is completed.
+        #: The last item it was given, begun or not; ``None`` once that is complete.
         self._last: int | None = None
         self._pid = 0
-        #: When the running item has begun, by our clock.
+        #: When the running item began, by :attr:`_clock`.
         self._begun = 0.0
-        #: Seconds of the running item that are not its own: waiting and shared fixtures; those that
-        #: it has waited in its teardown; and those of its phases.
+        #: Seconds of the running item: waiting and shared fixtures, which do not count as its own;
+        #: waiting in its teardown; and the time of each phase.
         self._elsewhere = 0.0
         self._waiting = 0.0
         self._phases = [0.0, 0.0, 0.0]
         self._ran = False
         self._fixtures = FixtureTimer(self._fixture_was_set_up)
-        #: Node id and location of the item that "start" has told of, and of whose "logstart".
+        #: Node id and location of the last "start" event, and the same until its "logstart" comes.
         self._running: tuple[str, object] | None = None
         self._started: tuple[str, object] | None = None
-        #: The keywords that the running item's reports have had.
+        #: The keywords in the running item's last short report.
         self._keywords: list[str] | None = None
         self._pytest_alone = PytestAlone(config.hook.pytest_report_to_serializable)
         config.pluginmanager.register(self)
@@ -142,7 +142,7 @@ class Interactor(WorkerInteractor):
         else:
             self.outbox.append(["internal_error", str(excrepr)])
         self.outbox.flush()
-        return True  # the controller shows it; else pytest would write it to standard error, too
+        return True  # else pytest would also print it; the controller shows it
 
     @pytest.hookimpl
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
@@ -166,7 +166,7 @@ class Interactor(WorkerInteractor):
         each: Any
         for each in items:
             # For --dist=loadgroup, xdist (3.8) puts the group's name into an attribute that pytest
-            # reads no longer since 9.2, where ids are structured (pytest-dev/pytest-xdist#1386).
+            # 9.2 and later ignores, since ids are structured there (pytest-dev/pytest-xdist#1386).
             with_group = vars(each).get("_nodeid")
             if with_group is not None and each.nodeid != with_group:
                 set_nodeid(each, with_group)
@@ -175,7 +175,7 @@ class Interactor(WorkerInteractor):
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if self._items.attached:
             ids = [item.nodeid for item in session.items]
-            # All workers collect the same: one of them tells what is shared.
+            # All workers collect the same items, so it is enough if one reports the table.
             table = fixture_table(session.items) if self._is_first() else None
             *first, rest = parts(ids)
             for part in first:
@@ -222,8 +222,8 @@ class Interactor(WorkerInteractor):
     def run_one_test(self, *, in_teardown: bool = False) -> None:
         """Run the item at ``nextitem_index``.
 
-        :param in_teardown: whether the item after it is decided on when its teardown begins, so
-            that nothing is held back by a test that is running. Otherwise that is done first.
+        :param in_teardown: whether to decide on the next item when the teardown of this one begins,
+            so that a long test does not hold back another. Otherwise it is decided before.
         """
         assert isinstance(self.nextitem_index, int)
         self.item_index = self._last = self.nextitem_index
@@ -246,7 +246,7 @@ class Interactor(WorkerInteractor):
         worker_title(f"[pytest-forkd running] {item.nodeid}")
         self._begun = start = self._clock()
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=self._nextitem())
-        if "pytest" not in self._modules:  # it cannot run another test; they run elsewhere
+        if "pytest" not in self._modules:  # this process can run no further test
             os.write(2, f"forkd: {item.nodeid} removes pytest from sys.modules\n".encode())
             os._exit(_SOFTWARE_ERROR)
         duration = self._clock() - start - self._elsewhere - self._fixtures.spent
@@ -257,20 +257,20 @@ class Interactor(WorkerInteractor):
         self._last = None
 
     def _nextitem(self) -> pytest.Item | None:
-        """The next item: for certain once it is decided on, and the likely one before that."""
+        """The next item if it has been decided on, else the likely one."""
         index = self.nextitem_index
         if not self._decided:
             index = self._items.likely()
         return self.session.items[index] if isinstance(index, int) else None
 
     def _decide(self) -> None:
-        """Decide which item is the next, once for each item; waits for one if need be."""
+        """Decide on the next item, once per item; waits until there is one."""
         if not self._decided:
             self.nextitem_index = Marker.SHUTDOWN if self._leaves() else self._next_index()
             self._decided = True
 
     def _leaves(self) -> bool:
-        """Whether no other test should run here; the controller has it run elsewhere then."""
+        """Whether no further test should run here, but in another worker."""
         reason = None if self._exhausted is None else self._exhausted()
         if reason is None:
             return False
@@ -278,11 +278,10 @@ class Interactor(WorkerInteractor):
         return True
 
     def _decide_in_teardown(self) -> bool:
-        """Have the next item decided on when the phase begins that must know it.
+        """Decide on the next item as late as possible: when the teardown phase begins.
 
-        Every implementation of ``pytest_runtest_teardown`` is to be given the same, true
-        ``nextitem``, whoever calls the hook. pluggy has no hook for that: its hook caller is given
-        another function to execute the implementations with.
+        Every implementation of ``pytest_runtest_teardown`` must get the same, true ``nextitem``,
+        whoever calls the hook; see :func:`pytest_forkd.compat.pluggy.change_arguments`.
 
         :returns: whether that is possible with this version of pluggy.
         """
@@ -294,7 +293,7 @@ class Interactor(WorkerInteractor):
             if (
                 kwargs.get("item") is self._item is not None
                 and not (session.shouldfail or session.shouldstop)
-                and self._getpid() == self._pid  # not in what the test has forked
+                and self._getpid() == self._pid  # not in a process that the test has forked
             ):
                 self._decide()
                 return {**kwargs, "nextitem": self._nextitem()}
@@ -307,7 +306,7 @@ class Interactor(WorkerInteractor):
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
-        """A fork that a test has made, and that returns from it, ends here: it is no worker."""
+        """End a process that the test has forked and that returns from it: it is not a worker."""
         if self._getpid() != self._pid:
             os._exit(0 if call.excinfo is None else 1)
 
@@ -315,7 +314,7 @@ class Interactor(WorkerInteractor):
     def pytest_runtest_logstart(self, nodeid: str, location: tuple[str, int | None, str]) -> None:
         location = sendable_location(location)
         if self._started == (nodeid, location):
-            self._started = None  # "start" has told it already
+            self._started = None  # the "start" event has already said so
         else:
             self.outbox.append(["logstart", nodeid, location])
 
@@ -349,11 +348,11 @@ class Interactor(WorkerInteractor):
             data["duration"] = duration
         self.outbox.add_report("report", data)
         if report.when != "teardown" and (report.sections or report.failed):
-            # Should the test crash its worker now, this is part of the story.
+            # If the test crashes the worker later, the user still gets to see this.
             self.outbox.flush()
 
     def _count(self, report: pytest.TestReport) -> float:
-        """Count what a phase took; returns what is to be reported: waiting is no part of it."""
+        """Add up the time of a phase; returns the duration to report, which excludes waiting."""
         duration = report.duration if math.isfinite(report.duration) else 0.0
         if report.when == "teardown" and self._waiting:
             duration = max(0.0, duration - self._waiting)
@@ -362,7 +361,7 @@ class Interactor(WorkerInteractor):
         if phase is not None:
             shared, self._fixtures.spent = self._fixtures.spent, 0.0
             self._elsewhere += shared
-            # pytest's clock may have been stopped, or set, by the test; ours has not.
+            # The test may have frozen or set pytest's clock, but not ours.
             elapsed = self._clock() - self._begun
             self._phases[phase] += min(max(0.0, duration - shared), elapsed)
             if report.outcome == "failed" or (phase == 1 and report.outcome == "passed"):
@@ -370,7 +369,7 @@ class Interactor(WorkerInteractor):
         return duration
 
     def _next_index(self) -> Any:
-        """The next item's index, or ``Marker.SHUTDOWN``; waits for one, reporting first."""
+        """The next item's index, or ``Marker.SHUTDOWN``; may send all events and wait for one."""
         index, seconds = self._items.next(self._last)
         self._waiting += seconds
         self._elsewhere += seconds

@@ -15,13 +15,13 @@ __all__ = ["ItemQueue"]
 
 
 class ItemQueue:
-    """Takes the controller's commands, and gives one item after the other.
+    """Takes the controller's commands, and returns one item after the other.
 
     Items are indices; after the last one comes ``Marker.SHUTDOWN``.
 
-    :param outbox: what the controller is to be told goes there.
-    :param clock: seconds.
-    :param count: how many items the session has.
+    :param outbox: takes events for the controller.
+    :param clock: returns a time in seconds.
+    :param count: returns how many items the session has.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class ItemQueue:
         self._channel: WorkerChannel | None = None
         self._claims: Claims | None = None
         self._queue: collections.deque[Any] = collections.deque()
-        #: Items that need no claim.
+        #: Items that need no claim: the controller holds it.
         self._regained: set[int] = set()
 
     def attach(self, channel: WorkerChannel, claims: Claims | None) -> None:
-        """Take commands from the channel, and claim each item before it is given."""
+        """Take commands from the channel, and claim each item before returning it."""
         self._channel = channel
         self._claims = claims
 
@@ -47,14 +47,14 @@ class ItemQueue:
         return self._channel is not None
 
     def likely(self) -> Any:
-        """The item that :meth:`next` would give now, unless that is taken back before."""
+        """The item that :meth:`next` would return now, unless the controller takes it back."""
         return self._queue[0] if self._queue else Marker.SHUTDOWN
 
     def next(self, last: int | None) -> tuple[Any, float]:
-        """The next item; waits for one, reporting first.
+        """The next item; if there is none, sends all events and waits for one.
 
-        :param last: the item that the worker has, begun or not.
-        :returns: the item, and the seconds that were waited for it.
+        :param last: the last item that the worker was given, begun or not.
+        :returns: the item, and the seconds spent waiting for it.
         """
         waited = 0.0
         while True:
@@ -63,7 +63,7 @@ class ItemQueue:
                 index = self._queue.popleft()
                 if index is Marker.SHUTDOWN or index in self._regained or self._claim(index):
                     return index, waited
-            # Until it is answered; what comes may have been taken back before it was read.
+            # Ask again until an item comes: one may be taken back before it is read here.
             self._outbox.append(["want", last])
             self._outbox.flush()
             start = self._clock()
@@ -88,13 +88,14 @@ class ItemQueue:
                 self._outbox.append(["unscheduled", self._drop(set(kwargs["indices"]))])
                 self._outbox.flush()
             elif name == "regain":
-                # Taken back without a word, and given again: the controller holds the claim.
+                # The controller took these back by their locks, which it still holds, and now gives
+                # them to this worker again.
                 again = set(kwargs["indices"])
                 self._drop(again)
                 self._regained |= again
 
     def _drop(self, wanted: set[int]) -> list[int]:
-        """Take out of the queue what is in it of ``wanted``."""
+        """Remove those of ``wanted`` that are in the queue, and return them."""
         found = [index for index in self._queue if index in wanted]
         self._queue = collections.deque(index for index in self._queue if index not in wanted)
         return found

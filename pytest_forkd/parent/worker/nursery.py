@@ -26,14 +26,15 @@ _POLL_INTERVAL = 0.02
 
 @dataclass
 class WorkerStart:
-    """What a new worker is given.
+    """What a new worker is started with.
 
     :ivar workerinput: its ``config.workerinput``.
     :ivar basetemp: its base temporary directory, below the controller's.
-    :ivar channel: to the controller.
-    :ivar claims: the file on which it claims items; ``None`` where it shares none.
-    :ivar files: where its output and its faulthandler dump go.
-    :ivar exhausted: asked between tests; what the worker's machine has no more of, in words.
+    :ivar channel: its channel to the controller.
+    :ivar claims: the file on which it claims items; ``None`` if it shares none with the controller.
+    :ivar files: receive its output and its faulthandler dump.
+    :ivar exhausted: called between tests; returns which resource the machine has run out of, in
+        words, or ``None``.
     """
 
     workerinput: dict[str, Any]
@@ -76,9 +77,9 @@ class Nursery:
         return [self.connection.fileno()]
 
     def run(self) -> WorkerStart | None:
-        """Serve the controller until it wants no more.
+        """Serve the controller until it needs no more workers.
 
-        :returns: in a worker, what it was given; ``None`` in the collector, at the end.
+        :returns: in a worker, what it was started with; ``None`` in the collector, at the end.
         """
         interrupt = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the controller decides who is interrupted
@@ -112,7 +113,7 @@ class Nursery:
             elif "end" in frame.message:
                 self._ending = True
         if self.connection.eof:
-            # The controller has gone: nobody will miss the workers.
+            # The controller has gone, so the workers are of no use.
             processes.kill_children(list(self._children))
             os._exit(1)
 
@@ -168,7 +169,7 @@ class Nursery:
             os.close(fd)
 
     def _leave_nursery(self) -> None:
-        """In a worker: let go of what belongs to the collector."""
+        """In a worker: close what belongs to the collector."""
         assert self._selector is not None
         self._selector.close()
         self.connection.close()
@@ -191,7 +192,7 @@ class Nursery:
             self._tell_exit(pid, status)
 
     def _tell_exit(self, pid: int, status: int, **more: str) -> None:
-        """Say how a worker has ended, with what it has left, and forget it."""
+        """Report how a worker ended and what its crash files hold, and forget it."""
         child = self._children.pop(pid)
         if child.pidfd is not None:
             assert self._selector is not None
@@ -202,7 +203,7 @@ class Nursery:
         self._tell({"exit": {"worker": child.worker, "status": status, **more, **left}})
 
     def _tell(self, message: dict[str, Any]) -> None:
-        # Should the controller be gone, the end of its connection is seen in the main loop.
+        # If the controller is gone, the main loop sees the end of the connection.
         with contextlib.suppress(OSError):
             self.connection.send(message)
 

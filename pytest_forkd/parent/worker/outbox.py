@@ -1,4 +1,4 @@
-"""What a worker has to tell the controller and has not sent yet."""
+"""The events that a worker has not sent to the controller yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REPORTS = ("report", "collectreport")
 
 
 class Outbox(list[list[Any]]):
-    """Events, see :mod:`pytest_forkd.channel.events`; whatever a suite reports is made sendable.
+    """A list of events, see :mod:`pytest_forkd.channel.events`; makes any report sendable.
 
     :param config: the worker's.
     """
@@ -31,7 +31,7 @@ class Outbox(list[list[Any]]):
         super().__init__()
         self._config = config
         self._channel: WorkerChannel | None = None
-        #: What the running test's user has been told of: it is in each of the test's reports.
+        #: Fields of the running test that the user was warned about: each of its reports has them.
         self._told: set[tuple[str, str, str]] = set()
 
     def attach(self, channel: WorkerChannel) -> None:
@@ -44,19 +44,19 @@ class Outbox(list[list[Any]]):
             return
         payload = self._encode()
         self.clear()
-        # Without a controller there is nobody to tell; the next look for commands ends the session.
+        # If the controller is gone, the next attempt to read commands ends the session.
         with contextlib.suppress(OSError):
             self._channel.send(payload)
 
     def take(self) -> list[list[Any]]:
-        """All events, for another message than a worker's; none of them is left here."""
+        """Remove and return all events, to be sent in a collector's message."""
         self._encode()
         events = self[:]
         self.clear()
         return events
 
     def _encode(self) -> bytes:
-        """The events as a message; those that JSON cannot keep are changed so that it can."""
+        """The events as a message; those that JSON cannot represent are made representable."""
         try:
             return encode_batch(self)
         except DumpError:
@@ -73,7 +73,7 @@ class Outbox(list[list[Any]]):
         return encode_batch(self)
 
     def begin(self) -> None:
-        """A test begins."""
+        """Call this when a test begins."""
         self._told.clear()
 
     def add_report(self, event: str, data: dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ class Outbox(list[list[Any]]):
         when: str = "config",
         location: Any = None,
     ) -> None:
-        """Warn the user of what is sent as text, once for each field of a test."""
+        """Warn the user about fields that are sent as text, once for each field of a test."""
         new = [each for each in replaced if (nodeid, *each) not in self._told]
         self._told.update((nodeid, *each) for each in new)
         named = [(f"{what}.{field}", kind) for field, kind in new]

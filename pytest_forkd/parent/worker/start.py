@@ -1,4 +1,4 @@
-"""What a fork of the collector does to be a worker of its own, and how it ends."""
+"""How a fork of the collector becomes a worker, and how it ends."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def become_worker(config: Any, interactor: Interactor, birth: WorkerStart, watch
 
 
 def configure_worker(config: Any, interactor: Interactor, birth: WorkerStart) -> None:
-    """Prepare a clone that has its identity from the start and has yet to configure itself."""
+    """Prepare a clone that has its identity from the start and will configure itself."""
     forget_exit_handlers()
     end_when_nothing_is_found()
     if hasattr(config.option, "log_file_mode"):
         config.option.log_file_mode = "a"  # all workers write to the file that the controller made
-    SeedWatch().reseed()  # nobody has seeded anything: only installed modules were imported
+    SeedWatch().reseed()  # only installed modules were imported, so no seed of the suite is lost
     interactor.attach(birth.channel, birth.claims, birth.exhausted)
     config.pluginmanager.register(_SelfCollecting(), "forkd-worker")
     config.hook.pytest_forkd_worker_start(config=config, workerinput=config.workerinput)
@@ -60,25 +60,25 @@ def configure_worker(config: Any, interactor: Interactor, birth: WorkerStart) ->
 
 def tell_unconfigured(birth: WorkerStart, reason: dict[str, Any]) -> None:
     """Tell the controller why there is no session; all workers of a run have the same reason."""
-    with contextlib.suppress(OSError):  # without a controller there is nobody to tell
+    with contextlib.suppress(OSError):  # the controller may be gone
         birth.channel.send(encode_batch([["unconfigured", reason["usage"], reason["text"]]]))
 
 
 class _SelfCollecting:
     """The plugin of a worker that configures and collects for itself."""
 
-    @pytest.hookimpl(hookwrapper=True, tryfirst=True)  # such a wrapper is in no traceback
+    @pytest.hookimpl(hookwrapper=True, tryfirst=True)  # old-style wrappers add no traceback entry
     def pytest_collection(self) -> Generator[None, object, None]:
-        frozen.pause()  # as in a collector, from its parent on
+        frozen.pause()  # a collector inherits this from its parent
         yield
         frozen.resume()
 
 
 def finish_worker() -> int:
-    """Run what was registered for exit since the fork, and flush.
+    """Run the exit handlers registered since the fork, and flush the standard streams.
 
-    :returns: the exit status. xdist's workers, too, end with 0 whatever their tests did: how the
-        session went is in ``workeroutput``.
+    :returns: the exit status: 0 whatever the tests did, as in xdist's workers. The session's result
+        is in ``workeroutput``.
     """
     run_exit_handlers(join_threads=True)
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""What went wrong with a session beside its tests, in words that pytest would use, too."""
+"""Why pytest could not be configured, in the words that pytest would use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def reason(exc: BaseException) -> dict[str, Any]:
     """Why a configuration could not be made.
 
     :param exc: what pytest raised.
-    :returns: ``usage``: whether pytest takes it for an error of the user's, not for one of its own;
-        and ``text``, several lines maybe.
+    :returns: ``usage``, whether pytest treats it as a usage error rather than an internal one, and
+        ``text``, which may have several lines.
     """
     if isinstance(exc, pytest.UsageError):
         return {"usage": True, "text": "\n".join(str(arg) for arg in exc.args)}

@@ -1,6 +1,6 @@
-"""Warnings of a worker: taken apart for the controller, and its own about what cannot be sent.
+"""Serializes a worker's warnings, and makes warnings about values that cannot be sent.
 
-The controller makes them again in :mod:`pytest_forkd.controller.received_warnings`.
+:mod:`pytest_forkd.controller.received_warnings` rebuilds them in the controller.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["replaced_warnings", "take_apart"]
 
 
 def take_apart(message: warnings.WarningMessage) -> dict[str, Any]:
-    """What ``xdist.remote.serialize_warning_message`` makes of a warning, made of builtins.
+    """The same as ``xdist.remote.serialize_warning_message``, with builtins only.
 
-    That one fails for, or changes, texts that hold lone surrogates and integers below -2**31.
+    xdist's function fails on lone surrogates and on integers below -2**31, or changes them.
     """
     warning, category = message.message, message.category
     data: dict[str, Any] = dict.fromkeys(
@@ -54,7 +54,7 @@ def take_apart(message: warnings.WarningMessage) -> dict[str, Any]:
 
 
 def _or_else(value: Any, instead: Any) -> Any:
-    """A value made of builtins; what is to be sent instead where it is not."""
+    """The value if it consists of builtins, else ``instead``."""
     replaced: list[str] = []
     found = as_builtins(value, replaced)
     return instead if replaced else found
@@ -63,11 +63,11 @@ def _or_else(value: Any, instead: Any) -> Any:
 def replaced_warnings(
     config: pytest.Config, replaced: Replaced, nodeid: str, location: Any
 ) -> list[warnings.WarningMessage]:
-    """The warnings for what was sent as text, as far as the suite's filters let them through.
+    """Warnings about fields that were sent as text, unless the suite's filters ignore them.
 
-    :param replaced: the fields, and the types that they had.
-    :param nodeid: of what was reported; may be empty.
-    :param location: the test's, where there is one.
+    :param replaced: the fields, and the types that their values had.
+    :param nodeid: the node id of the report; may be empty.
+    :param location: the location of the test, if there is one.
     """
     if config.pluginmanager.is_blocked("warnings"):
         return []
@@ -87,7 +87,8 @@ def replaced_warnings(
             try:
                 warnings.warn_explicit(warning, PytestForkdWarning, filename, lineno)
             except PytestForkdWarning:
-                # Where warnings are errors: this one is about what has happened, and ends nothing.
+                # The filters turn warnings into errors. Record this one all the same: raising it
+                # would end the worker.
                 recorded.append(
                     warnings.WarningMessage(warning, PytestForkdWarning, filename, lineno)
                 )

@@ -1,6 +1,6 @@
-"""What a message may cost whoever takes it: bytes, values and depth, counted before it is decoded.
+"""Limits for messages from other processes: bytes, values and depth, checked before decoding.
 
-Also how text of another process is shown: escaped, and cut where it is long.
+Also how text from another process is shown: escaped, and shortened if it is long.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ __all__ = [
     "size",
 ]
 
-#: Bytes of one message, and of all that a worker tells of one test.
+#: Bytes of one message, and of all messages of a worker about one test.
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
-#: Bytes of all that is told of one collection, which comes in parts.
+#: Bytes of all messages about one collection, which comes in parts.
 MAX_COLLECTED_BYTES = 4 * 1024 * 1024 * 1024
-#: Characters after which another part begins; each may take six bytes, or twelve.
+#: Characters in a part of a long message; each may take 6 or 12 bytes of JSON.
 PART_CHARACTERS = 4 * 1024 * 1024
-#: Values in one message (numbers, texts, lists, objects): as lists, they would take 300 MB.
+#: Values in one message (numbers, texts, lists, objects). As many lists would take 300 MB.
 MAX_VALUES = 4_000_000
-#: Lists and objects around a value. What pytest makes of an exception has twelve.
+#: Levels of lists and objects around a value. A serialized exception of pytest's has twelve.
 MAX_DEPTH = 100
-#: Characters of another process's that are shown in one line, and in several.
+#: Characters shown of another process's text: in one line, and in several.
 _MAX_LINE = 300
 _MAX_SHOWN = 20_000
 
@@ -46,8 +46,8 @@ def check_json(payload: bytes) -> None:
         raise ValueError(f"{len(payload)} bytes, of which {MAX_MESSAGE_BYTES} are allowed")
     lists = payload.count(b"[") + payload.count(b"{")
     if lists <= MAX_DEPTH and len(payload) <= MAX_VALUES:
-        return  # there is no room for more
-    # Without escapes each quote begins or ends a text; what is in texts does not count.
+        return  # too few brackets to nest deeper, and too few bytes for more values
+    # Without escape sequences, each quote begins or ends a text. Ignore what is inside texts.
     text = payload.replace(b"\\\\", b"").replace(b'\\"', b"")
     if text.count(b'"') > 2 * MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES} values")
@@ -68,7 +68,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def parts(texts: list[str]) -> list[list[str]]:
-    """Texts in as many parts as it takes for each to fit into a message; one if there are none."""
+    """Split texts into parts that each fit into a message; always at least one part."""
     if sum(map(len, texts)) <= PART_CHARACTERS:
         return [texts]
     found: list[list[str]] = [[]]
@@ -83,7 +83,7 @@ def parts(texts: list[str]) -> list[list[str]]:
 
 
 def size(event: list[Any]) -> int:
-    """About how many characters an event has in a message."""
+    """About how many characters an event takes in a message."""
     return sum(len(each) if isinstance(each, str) else len(str(each)) for each in event)
 
 
@@ -94,7 +94,7 @@ def line(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Another process's text as lines that can be shown; of a long one, beginning and end."""
+    """Another process's text as lines that can be shown; of a long text, its beginning and end."""
     if len(text) > _MAX_SHOWN:
         half = _MAX_SHOWN // 2
         text = f"{text[:half]}\n... ({len(text) - 2 * half} characters left out)\n{text[-half:]}"

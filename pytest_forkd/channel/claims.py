@@ -1,8 +1,8 @@
-"""Which items a worker has begun: one byte-range lock an item on a file that both ends have open.
+"""Which items a worker has begun: a byte-range lock per item, in a file that both ends have open.
 
-A worker is deaf while a test runs, yet the controller must be able to take back what is queued
-behind that test. So a worker claims an item, by locking the byte at the item's index, before it
-becomes its current or next one; the controller takes an item back by locking the same byte first.
+A worker reads no messages while a test runs, yet the controller must be able to take back the items
+queued behind that test. So a worker claims an item, by locking the byte at the item's index, before
+the item becomes its current or next one; the controller takes an item back by locking it first.
 Locks are POSIX record locks (``fcntl(2)``, ``F_SETLK``): they belong to the process, are not
 inherited by what a test forks, and vanish with the worker.
 """
@@ -17,7 +17,7 @@ __all__ = ["Claims", "claims_file"]
 
 
 def claims_file() -> int:
-    """A new, nameless file to lock bytes of.
+    """Make an unnamed file to lock bytes of.
 
     :returns: its descriptor, owned by the caller.
     """

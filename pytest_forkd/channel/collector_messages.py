@@ -1,6 +1,6 @@
 """What collectors may say: a schema of each message, for the controller."""
 
-# No postponed annotations: each would be compiled when the controller starts.
+# Without "from __future__ import annotations": compiling text annotations slows the start down.
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypedDict
@@ -107,7 +107,7 @@ def _exit(value: Any) -> dict[str, Any]:
     return {
         **end,
         "reason": None if reason is None else shown(reason),
-        "importing": more.get("importing", ""),  # a path, not to be changed
+        "importing": more.get("importing", ""),  # a path, so it must not be escaped
     }
 
 
@@ -138,7 +138,7 @@ _COLLECTOR: dict[str, Callable[[Any], Any]] = {
 def only_entry(message: dict[str, Any]) -> tuple[str, Any]:
     """The name and the value of a control message.
 
-    :raises FrameError: if it has not one key.
+    :raises FrameError: if it does not have exactly one key.
     """
     if len(message) != 1:
         raise FrameError("a control message has not one key")
@@ -161,7 +161,7 @@ def check_collected(name: str, value: Any) -> Any:
 
 
 class Collected:
-    """Puts together what a collector tells in parts."""
+    """Puts messages together that a collector sent in parts."""
 
     def __init__(self) -> None:
         self._ids: list[str] = []
@@ -171,10 +171,10 @@ class Collected:
     def take(self, name: str, value: Any) -> bool:
         """Take a message that has been checked.
 
-        Into ``warm`` and ``ended`` goes what came in parts before.
+        The contents of earlier parts are added to a ``warm`` or ``ended`` message, in place.
 
-        :returns: whether it was a part, with which there is nothing to do yet.
-        :raises FrameError: if the parts are more than is allowed.
+        :returns: whether it was only a part, so that there is nothing to do yet.
+        :raises FrameError: if there are more parts than allowed.
         """
         if name == "part":
             self._ids += value["ids"]

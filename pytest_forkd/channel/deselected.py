@@ -1,7 +1,7 @@
-"""Items that will not run: as a worker tells of them, and as plugins find them in the controller.
+"""Deselected items: how a worker reports them, and what plugins see of them in the controller.
 
-In a plain run pytest puts the items themselves among the terminal reporter's ``stats``, which many
-a plugin walks over, Hypothesis among them, to read what all entries have: a node id, keywords.
+In a plain run pytest puts the items themselves into the terminal reporter's ``stats``. Plugins such
+as Hypothesis iterate over these, and read the node id and keywords of every entry.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import pytest
 
 __all__ = ["DeselectedItem", "described", "deselected_items"]
 
-#: Items that one event tells of.
+#: Most items in one event.
 _MOST = 10_000
 
-#: A node id, and the names of the keywords but for the item's own; ``None`` where they are those of
-#: the item before.
+#: A node id, and the names of the keywords without the item's own; ``None`` if they are the same as
+#: those of the item before.
 Description = tuple[str, list[str] | None]
 
 
 class DeselectedItem:
-    """Stands for an item of a worker's that will not run.
+    """Stands for an item that a worker has deselected.
 
-    :ivar nodeid: the item's.
-    :ivar name: the item's, with parameters.
-    :ivar location: path, line (not known, so ``None``) and name, as ``Item.location``.
+    :ivar nodeid: the item's node id.
+    :ivar name: the item's name, with parameters.
+    :ivar location: path, line (unknown, so ``None``) and name, like ``Item.location``.
     :ivar keywords: by name; each is 1.
     """
 
     def __init__(self, nodeid: str, keywords: Sequence[str]) -> None:
         self.nodeid = nodeid
-        # The parameters may hold anything.
+        # Split before the parameters, which may contain "::".
         base, bracket, parameters = nodeid.partition("[")
         path, *names = base.split("::")
         names[-1:] = [f"{each}{bracket}{parameters}" for each in names[-1:]]
@@ -44,7 +44,7 @@ class DeselectedItem:
 
 
 def described(items: Sequence[pytest.Item]) -> Iterator[list[Description]]:
-    """Tell of items, in parts that are not too long for a message."""
+    """Describe items, in parts that are short enough for a message."""
     for start in range(0, len(items), _MOST):
         before: list[str] | None = None
         part: list[Description] = []
@@ -56,7 +56,7 @@ def described(items: Sequence[pytest.Item]) -> Iterator[list[Description]]:
 
 
 def deselected_items(part: Sequence[Description]) -> list[DeselectedItem]:
-    """What :func:`described` told of."""
+    """The inverse of :func:`described`, for one part."""
     keywords: list[str] = []
     made = []
     for nodeid, names in part:

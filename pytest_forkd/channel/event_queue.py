@@ -1,7 +1,7 @@
 """The controller's queue of events, which fills itself from sockets.
 
-It stands where xdist's session has a :class:`queue.Queue`, and reads whatever socket has something
-to say while somebody waits for an event.
+It replaces the :class:`queue.Queue` of xdist's session, and reads from all sockets that are ready
+while the session waits for an event.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 __all__ = ["EventQueue"]
 
-#: Seconds that messages may gather where they come densely: nothing that a person would notice, and
-#: time for some twenty tests of the shortest sort.
+#: Seconds to let messages gather at a high rate: too short for a person to notice, and long enough
+#: for some twenty of the shortest tests.
 _GATHER = 0.004
-#: Messages a second that are dense, and the seconds over which they are counted.
+#: The high rate, in messages a second, and the seconds over which messages are counted.
 _DENSE = 1000
 _WINDOW = 0.01
 
@@ -30,9 +30,9 @@ class EventQueue:
     It has the part of :class:`queue.Queue`'s interface that ``xdist.dsession.DSession`` uses.
     Everything happens in the thread that calls :meth:`get`.
 
-    Where messages come densely it does not wait for each, but sleeps while they gather: a worker
-    that sends to a process that waits for it pays for waking it, which shows where tests are short,
-    and the two of them may have to share a processor.
+    At a high rate of messages it does not wait for each one, but sleeps while they gather. Sending
+    to a process that is waiting costs the worker the wake-up, which matters if tests are short, and
+    the two processes may have to share a processor.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class EventQueue:
         self._arrived = 0
         self._since = time.monotonic()
         self._dense = False
-        #: Called before :meth:`get` waits, which is for no longer than the seconds it returns.
+        #: Called before :meth:`get` waits; returns the most seconds to wait, or ``None``.
         self.before_wait: Callable[[], float | None] | None = None
 
     def put(self, event: tuple[str, dict[str, Any]]) -> None:
@@ -57,8 +57,8 @@ class EventQueue:
     def get(self, block: bool = True, timeout: float | None = None) -> tuple[str, dict[str, Any]]:
         """The next event.
 
-        :param timeout: seconds to wait for one; ``None`` waits for ever.
-        :raises queue.Empty: when none came in time.
+        :param timeout: seconds to wait for one; ``None`` means no limit.
+        :raises queue.Empty: if none came in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._events:
@@ -73,7 +73,7 @@ class EventQueue:
         return self._events.popleft()
 
     def _is_dense(self) -> bool:
-        """Whether messages come densely, as it was found when they were last counted."""
+        """Whether messages came at a high rate when they were last counted."""
         now = time.monotonic()
         elapsed = now - self._since
         if elapsed >= _WINDOW:
@@ -82,7 +82,7 @@ class EventQueue:
         return self._dense
 
     def _patience(self, deadline: float | None) -> float | None:
-        """Seconds until something has to be done, whatever comes; ``None`` if nothing has to be."""
+        """Seconds to wait at most; ``None`` if there is no limit."""
         limits = [when for when, _event in self._later]
         if deadline is not None:
             limits.append(deadline)
@@ -108,7 +108,7 @@ class EventQueue:
         self._selector.register(fileobj, selectors.EVENT_READ, callback)
 
     def watch_room(self, fileobj: Any, wanted: bool) -> None:
-        """Call the callback of a registered file when it can be written to, too, or no longer."""
+        """Begin, or stop, to call a registered file's callback also when the file is writable."""
         with contextlib.suppress(KeyError, ValueError):
             key = self._selector.get_key(fileobj)
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)

@@ -4,16 +4,16 @@ A message is a JSON list of events, each a list that starts with the event's nam
 
 =================  =====================================================================
 ``start``          ``[index, location]``: the item is about to run
-``logstart``       ``[nodeid, location]``, where it is not the one that ``start`` told of
-``logfinish``      ``[nodeid, location]``, or nothing where both are those of ``start``
+``logstart``       ``[nodeid, location]``, if they differ from those of ``start``
+``logfinish``      ``[nodeid, location]``, or nothing if both are those of ``start``
 ``passed``         ``[when, duration, start, stop, keywords]``: a report of the running item, see
-                   :mod:`pytest_forkd.channel.short_reports`; no keywords where they are as before
+                   :mod:`pytest_forkd.channel.short_reports`; no keywords if they are as before
 ``report``         ``[data]``: a test report, see :mod:`pytest_forkd.channel.packing`
-``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Neither
-                   time counts waiting and shared fixtures; ``phases`` are those of set-up, call
-                   and teardown, ``None`` if the test was skipped
-``want``           ``[index]``: the worker cannot go on without knowing the item after this one,
-                   which it may not have begun; none before its first
+``complete``       ``[index, seconds, phases]``: the item's run-test protocol has ended. Waiting
+                   and shared fixtures are not counted; ``phases`` are the seconds of set-up,
+                   call and teardown, ``None`` if the test was skipped
+``want``           ``[index]``: the worker waits to be told the item after this one, which it may
+                   not have begun; ``None`` before its first item
 ``fixture``        ``[key, seconds]``: the set-up of a fixture of a scope above function
 ``deselected``     ``[items]`` that will not run, see :mod:`pytest_forkd.channel.deselected`
 ``collectreport``  ``[data]``: a collection report that did not pass
@@ -23,21 +23,21 @@ A message is a JSON list of events, each a list that starts with the event's nam
 ``collection``     ``[ids, fixtures]``, only from a worker that collected for itself;
                    ``fixtures`` as ``parent.fixtures.fixture_table`` makes it
 ``unscheduled``    ``[indices]``: given back after a ``steal``
-``exhausted``      ``[text]``: what its machine has no more of; it ends after the running item
+``exhausted``      ``[text]``: what its machine has run out of; it ends after the running item
 ``interrupted``    ``[kind, message, returncode]``: ``exit`` or ``keyboard``
 ``internal_error`` ``[text]``
-``unconfigured``   ``[usage, text]``: why its session never began, and whether that is an error of
-                   the user's
+``unconfigured``   ``[usage, text]``: whether it is a usage error that its session never began,
+                   and the reason
 ``finished``       ``[workeroutput]``, packed by :func:`pack_object`
 =================  =====================================================================
 
-A worker is not trusted: what it sends is decoded to builtins only, as described in
+A worker is not trusted: its messages are decoded to builtins only, as described in
 :mod:`pytest_forkd.channel.messages`. JSON is fast, but has neither tuples nor bytes; fields that
 pytest documents as tuples are made tuples again on arrival, and values that JSON cannot keep travel
 as execnet's own serialization of builtins.
 
-A test may leave the modules that it has patched in any state. What a worker needs here is therefore
-held from when this module was imported, which is before the first test.
+A test may leave modules patched. So whatever a worker needs here is looked up when this module is
+imported, which is before the first test.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ _MAY_BE_PACKED = frozenset({"keywords", "longrepr", "result", "user_properties"}
 
 
 class _Packer(Serializer):
-    """execnet's, and what that cannot take: lone surrogates, and integers below -2**31."""
+    """execnet's serializer, extended to lone surrogates and integers below -2**31."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -137,14 +137,14 @@ def pack_object(obj: object) -> str:
     """
     try:
         return _b64encode(_Packer().pack(obj)).decode("ascii")
-    except (ValueError, RecursionError) as exc:  # an integer, or a nesting, that is too long
+    except (ValueError, RecursionError) as exc:  # an integer too long, or nesting too deep
         raise DumpError(str(exc)) from exc
 
 
 def unpack_object(text: str) -> Any:
     """The inverse of :func:`pack_object`; builds builtins only, whatever ``text`` holds.
 
-    :raises ValueError: if ``text`` is nothing that :func:`pack_object` makes.
+    :raises ValueError: if :func:`pack_object` cannot have made ``text``.
     """
     try:
         return _Loader(base64.b64decode(text, validate=True)).load(versioned=True)
@@ -155,10 +155,10 @@ def unpack_object(text: str) -> Any:
 
 
 class _Loader(Unserializer):
-    """execnet's, within bounds: it would make a list of any length that it is told.
+    """execnet's unserializer with limits: it would make a list of any length that the data demands.
 
-    It makes one value of each instruction. Nor may values be nested so deeply that comparing,
-    hashing or showing them could exhaust the stack.
+    Each instruction makes one value, so the number of instructions is limited. So is the depth:
+    comparing, hashing or printing deeply nested values could exhaust the stack.
 
     :param data: what ``execnet.dumps`` made.
     """
@@ -167,19 +167,19 @@ class _Loader(Unserializer):
         super().__init__(io.BytesIO(data))
         self._size = len(data)
         self._values = 0
-        #: By ``id``: how many containers there are around what is in a container, itself included.
+        #: By ``id`` of a container: how many levels of containers there are, itself included.
         self._depths: dict[int, int] = {}
 
     @property
     def num2func(self) -> Any:  # type: ignore[override]
-        """Looked up once for each instruction."""
+        """The dispatch table. Counts values, since execnet looks it up once per instruction."""
         self._values += 1
         if self._values > MAX_VALUES:
             raise ValueError(f"a packed object has more than {MAX_VALUES} values")
         return _LOADERS
 
     def new_list(self) -> None:
-        """Refuse a list that is longer than the rest could fill."""
+        """Refuse a list that is longer than the remaining data could fill."""
         length = int.from_bytes(self.stream.read(4), "big")
         if length > self._size:
             raise ValueError(f"a list of {length} items is longer than the message")
@@ -187,7 +187,7 @@ class _Loader(Unserializer):
         self._size -= length
 
     def set_item(self) -> None:
-        """As execnet's, with the depth in mind."""
+        """Set an item as execnet does, and check the depth."""
         value = self.stack[-1]
         self.load_setitem()
         self._nest(self.stack[-1], value)
@@ -199,7 +199,7 @@ class _Loader(Unserializer):
             raise ValueError(f"{length} items of which there are fewer")
         assert isinstance(self.stream, io.BytesIO)
         self.stream.seek(-4, io.SEEK_CUR)
-        # Before they are hashed.
+        # Check the depth before a set hashes its items.
         items = self.stack[len(self.stack) - length :]
         depth = max((self._depths.get(id(value), 0) for value in items), default=0)
         self._check(depth + 1)
@@ -242,7 +242,7 @@ _pack_complex = struct.Struct(COMPLEX_FORMAT).pack
 def unpack_report(data: Any) -> dict[str, Any]:
     """The inverse of ``packing.pack_report``, with tuples where pytest's reports have tuples.
 
-    :raises ValueError: if ``data`` is no report.
+    :raises ValueError: if ``data`` is not a report.
     """
     if not isinstance(data, dict) or not isinstance(data.get("nodeid"), str):
         raise ValueError("a report without a node id")
@@ -266,14 +266,14 @@ def unpack_report(data: Any) -> dict[str, Any]:
     return data
 
 
-# ``json.dumps`` would make an encoder for each message.
+# ``json.dumps`` with separators would make a new encoder for each message.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_batch(events: list[list[Any]]) -> bytes:
     """A message of several events.
 
-    :raises execnet.DumpError: if an event holds something that JSON cannot keep, see
+    :raises execnet.DumpError: if an event holds something that JSON cannot represent, see
         :func:`pytest_forkd.channel.packing.sendable_event`; it names the events.
     """
     try:

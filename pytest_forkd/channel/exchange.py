@@ -1,25 +1,25 @@
-"""The text of an exchange: what each end of an exec stream tells the other.
+"""The text of an exchange: what each end of an exec stream sends the other.
 
-An exchange is a line of ASCII that asks and a line that answers, so that it survives a guest agent
+An exchange is a request and an answer. Each is a line of ASCII, so that it survives a guest agent
 that decodes output as UTF-8 and a daemon that wraps it in JSON. The request, its fields separated
 by spaces::
 
     x1 SESSION SENT RECEIVED WAIT LIMIT CRC DATA
 
-``SESSION`` is a number, larger than that of any stream that the guest has had before, a hyphen and
-random digits. ``DATA`` (base64) are the bytes of the stream to the guest from byte number ``SENT``
-on. Of the stream from the guest, the first ``RECEIVED`` bytes have arrived. The guest answers at
-once if it has more, or if data came along; else after ``WAIT`` milliseconds at most::
+``SESSION`` is a number, larger than that of any earlier stream to the guest, a hyphen and random
+digits. ``DATA`` (base64) are the bytes of the stream to the guest, from byte number ``SENT`` on.
+``RECEIVED`` is how many bytes of the stream from the guest have arrived. The guest answers at once
+if it has more of them, or if the request has data; otherwise after at most ``WAIT`` milliseconds::
 
     ok TAKEN START CRC DATA
 
-``TAKEN`` bytes have arrived at the guest, in all. ``DATA``, at most ``LIMIT`` bytes, are those from
-byte number ``START`` on. Since bytes are numbered, an exchange may be lost, repeated, delayed or
-overtaken by another one: what has been seen before is ignored.
+``TAKEN`` bytes have arrived at the guest, in all. ``DATA``, at most ``LIMIT`` bytes, is the stream
+from the guest, from byte number ``START`` on. Since bytes are numbered, an exchange may be lost,
+repeated, delayed or overtaken by another one: bytes that were seen before are ignored.
 
 Other answers: ``superseded`` (a newer stream has been opened), ``bad TEXT`` (not a request); and,
-from the relay in the guest: ``busy`` (whoever should answer is not listening just now) and ``gone
-TEXT`` (there is nobody to answer).
+from the relay in the guest: ``busy`` (the guest's parent is not listening just now) and ``gone
+TEXT`` (the guest's parent has ended).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Answer", "BadExchange", "Request"]
 
 
 class BadExchange(ValueError):
-    """The text is no request, or no answer."""
+    """The text is not a valid request or answer."""
 
 
 def _pack(data: bytes) -> str:
@@ -58,13 +58,13 @@ def _number(text: str) -> int:
 
 @dataclass(frozen=True)
 class Request:
-    """What the controller says.
+    """What the controller sends.
 
     :ivar generation: the number of the stream.
-    :ivar nonce: random, so that two streams with the same number are told apart.
+    :ivar nonce: random, to tell apart two streams with the same number.
     :ivar sent: the number of the first byte in ``data``.
     :ivar received: how many of the guest's bytes have arrived.
-    :ivar wait: seconds that the guest may wait for something to answer with.
+    :ivar wait: seconds that the guest may wait for data to answer with.
     :ivar limit: how many bytes the answer may hold.
     """
 
@@ -107,7 +107,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the guest says.
+    """What the guest sends.
 
     :ivar taken: how many of the controller's bytes have arrived.
     :ivar start: the number of the first byte in ``data``.

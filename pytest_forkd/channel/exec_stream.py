@@ -1,17 +1,17 @@
 """A byte stream to a guest whose agent can only run a command, or evaluate an expression.
 
-Neither streams, so the stream is made of exchanges (:mod:`pytest_forkd.channel.exchange`). One
-that sends is answered at once; one that receives is answered when the guest has something, or after
-:data:`POLL_WAIT`. Each direction has one exchange under way at a time, tried again until it
-succeeds, and the two do not wait for each other.
+The agent cannot stream, so the stream is made of exchanges (:mod:`pytest_forkd.channel.exchange`).
+An exchange that sends data is answered at once; one that receives is answered when the guest has
+data, or after :data:`POLL_WAIT`. Each direction has one exchange at a time, retried until it
+succeeds. The two directions do not wait for each other.
 
-Two ways lead into the guest. *eval* has the agent's own interpreter pass the exchange on, which
-takes no process; *exec* runs ``python3 -c`` for each, which needs nothing of the agent but that.
+There are two ways into the guest. *eval* has the agent's own interpreter pass the exchange on,
+which starts no process; *exec* runs ``python3 -c`` for each exchange, which any agent can do.
 :func:`open_way` finds out which of them works.
 
-Rejected: a connection to a port in the guest (a daemon lets nobody dial its guests); files in the
-guest as mailboxes (each exchange would take several calls, and leave files); one exchange for both
-directions (what is to be sent would wait for the poll that is under way).
+Rejected: a connection to a port in the guest (a daemon does not allow that); files in the guest as
+mailboxes (each exchange would take several calls, and leave files); one exchange for both
+directions (data to send would have to wait for a poll in progress).
 """
 
 from __future__ import annotations
@@ -39,30 +39,29 @@ __all__ = [
     "open_way",
 ]
 
-#: Seconds that the guest waits for something to answer with. The daemon gives up after 30.
+#: Seconds that the guest waits for data to answer with. The daemon gives up after 30.
 POLL_WAIT = 10.0
 #: Seconds for an exchange, beyond what the guest may wait.
 EXCHANGE_LIMIT = 10.0
-#: Seconds without any answer after which the guest is given up.
+#: Seconds without any answer after which the guest is taken for dead.
 SILENCE_LIMIT = 60.0
-#: Bytes for an exchange to carry; base64 makes a third more of them, and requests of 2 MB are
-#: refused by the daemon.
+#: Bytes in one exchange. Base64 adds a third, and the daemon refuses requests of 2 MB.
 CHUNK = 512 * 1024
 #: A single argument of a command may have 128 KiB (``MAX_ARG_STRLEN`` of execve(2)).
 _MAX_ARGUMENT = 96 * 1024
 #: Seconds before an exchange that failed is tried again, at first and at most.
 _RETRY, _MAX_RETRY = 0.05, 1.0
-#: How often each way is tried before it is taken for closed.
+#: How often each way is tried before it is given up.
 _ATTEMPTS = 3
 _PYTHONS = ("python3", "/usr/local/bin/python3", "/usr/bin/python3")
-#: Characters of an answer that is no plain text, such as the reason of a failure.
+#: Characters of an answer that needs parsing, such as an error message with escapes.
 _MAX_ESCAPED = 4096
-#: Where the agent's interpreter keeps the relay.
+#: The attribute of ``sys`` in the agent's interpreter that holds the relay.
 _KEPT = "_pytest_forkd_relay"
 
 
 class StreamError(Exception):
-    """The guest cannot be reached any more, or breaks the protocol; the message says which."""
+    """The guest cannot be reached, or breaks the protocol; the message says why."""
 
 
 class _EvalResult(Protocol):
@@ -91,20 +90,20 @@ class Transport(Protocol):
         """The guest's answer to a line.
 
         :param timeout: seconds that the guest may take.
-        :raises StreamError: if there is no use in trying again.
-        :raises Exception: any other, if there is.
+        :raises StreamError: if retrying is useless.
+        :raises Exception: any other exception if the caller may retry.
         """
 
 
 class _Failed(Exception):
-    """An exchange that failed, and may succeed the next time."""
+    """An exchange failed; retrying may help."""
 
 
 class EvalWay:
     """Has the agent evaluate an expression.
 
-    :param evaluate: evaluates one in the guest's agent, within so many seconds; returns what has
-        ``result`` (the value's ``repr``) and ``error``.
+    :param evaluate: evaluates an expression in the guest's agent, with a limit in seconds; returns
+        an object with ``result`` (the value's ``repr``) and ``error``.
     """
 
     chunk = CHUNK
@@ -113,9 +112,9 @@ class EvalWay:
         self._evaluate = evaluate
 
     def install(self) -> None:
-        """Let the agent's interpreter have the relay.
+        """Load the relay into the agent's interpreter.
 
-        :raises Exception: if it does not take it.
+        :raises Exception: if that fails.
         """
         source = _relay_source()
         code = (
@@ -131,16 +130,16 @@ class EvalWay:
         answer = self._evaluate(code, timeout + EXCHANGE_LIMIT)
         if answer.error:
             if _KEPT in answer.error:
-                self.install()  # the agent has been started anew
+                self.install()  # the agent has been restarted
             raise _Failed(f"eval: {answer.error}"[:500])
         return _text_of_repr(answer.result or "")
 
 
 def _text_of_repr(result: str) -> str:
-    """The string that a guest's agent shows by its ``repr``.
+    """The string whose ``repr`` a guest's agent has sent.
 
-    Exchanges are plain words and base64, so there is next to nothing to parse, and a guest gets no
-    parser to play with.
+    Exchanges are plain words and base64, so usually only the quotes are stripped. The guest is not
+    trusted: it must not have a long text parsed.
     """
     inner = result[1:-1]
     if result[:1] in ("'", '"') and result[-1:] == result[:1] and len(result) > 1:
@@ -157,7 +156,7 @@ def _text_of_repr(result: str) -> str:
 class ExecWay:
     """Has the agent run the relay as a command.
 
-    :param execute: runs a command in the guest, for so many seconds at most; returns what has
+    :param execute: runs a command in the guest, with a limit in seconds; returns an object with
         ``stdout``, ``stderr`` and ``exit_code``.
     """
 
@@ -168,7 +167,7 @@ class ExecWay:
         self.python = _PYTHONS[0]
 
     def install(self) -> None:
-        """Find an interpreter.
+        """Find a Python interpreter in the guest.
 
         :raises Exception: if there is none.
         """
@@ -207,7 +206,7 @@ def open_way(
         for attempt in range(_ATTEMPTS):
             try:
                 if attempt:
-                    time.sleep(_RETRY)  # it may have been bad luck
+                    time.sleep(_RETRY)
                 way.install()
             except StreamError:
                 raise
@@ -225,9 +224,9 @@ class ExecStream:
     One thread may be in :meth:`send` and another one in :meth:`receive`.
 
     :param way: takes an exchange into the guest.
-    :param generation: larger than that of any stream that this guest, or one that it was cloned
-        from, has had.
-    :param silence_limit: seconds without an answer after which the guest is given up.
+    :param generation: must be larger than that of any earlier stream to this guest, or to a guest
+        that it was cloned from.
+    :param silence_limit: seconds without an answer after which the guest is taken for dead.
     """
 
     def __init__(
@@ -247,7 +246,7 @@ class ExecStream:
     def send(self, data: bytes) -> None:
         """Send bytes, waiting until the guest has them.
 
-        :raises StreamError: if it cannot be reached any more, or the stream has been closed.
+        :raises StreamError: if the guest cannot be reached, or the stream has been closed.
         """
         view = memoryview(data)
         pause = _RETRY
@@ -255,7 +254,7 @@ class ExecStream:
             chunk = bytes(view[: self._way.chunk])
             answer = self._exchange(partial(self._request, data=chunk))
             assert answer is not None
-            taken = max(0, answer.taken - self._sent)  # less is told by an earlier answer
+            taken = max(0, answer.taken - self._sent)  # negative in a delayed answer
             if taken > len(chunk):
                 raise StreamError(f"the guest has taken {answer.taken} bytes of {self._sent} sent")
             self._sent += taken
@@ -263,15 +262,15 @@ class ExecStream:
             if taken:
                 pause = _RETRY
             else:
-                self._closed.wait(pause)  # what it has taken has to be read first
+                self._closed.wait(pause)  # the guest's buffer is full
                 pause = min(2 * pause, _MAX_RETRY)
 
     def receive(self, timeout: float | None = None) -> bytes:
         """Wait for bytes.
 
-        :param timeout: seconds to wait at most, about; for ever if left out.
-        :returns: what has arrived; nothing only if that took too long.
-        :raises StreamError: if the guest cannot be reached any more, or the stream has been closed.
+        :param timeout: about how many seconds to wait at most; ``None`` means no limit.
+        :returns: what has arrived; empty only after a timeout.
+        :raises StreamError: if the guest cannot be reached, or the stream has been closed.
         """
         limit = self._way.chunk
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -281,8 +280,8 @@ class ExecStream:
             if answer is None:
                 break
             if answer.start != self._received or not answer.data:
-                # Of an earlier exchange, or nothing new. Who says that without waiting is not to
-                # keep the controller busy.
+                # An answer to an earlier exchange, or no data. A guest that answers so at once must
+                # not keep the controller busy.
                 if time.monotonic() - start < wait / 2:
                     self._closed.wait(_RETRY)
                 continue
@@ -293,14 +292,14 @@ class ExecStream:
         return b""
 
     def confirm(self) -> None:
-        """Let the guest know what has been received: it may wait for that.
+        """Tell the guest how much has been received, as it may be waiting for that.
 
-        :raises StreamError: if it cannot be reached any more, or the stream has been closed.
+        :raises StreamError: if the guest cannot be reached, or the stream has been closed.
         """
         self._exchange(self._request)
 
     def close(self) -> None:
-        """Let :meth:`send` and :meth:`receive` end as soon as they are not waiting for the way."""
+        """End :meth:`send` and :meth:`receive` as soon as their current exchange returns."""
         self._closed.set()
 
     def _request(self, *, wait: float = 0.0, limit: int = 0, data: bytes = b"") -> Request:
@@ -309,7 +308,7 @@ class ExecStream:
     def _exchange(
         self, make_request: Callable[[], Request], deadline: float = math.inf
     ) -> Answer | None:
-        """Try an exchange until it succeeds; ``None`` if that was not before the deadline."""
+        """Retry an exchange until it succeeds; ``None`` if the deadline passes first."""
         pause = _RETRY
         while time.monotonic() < deadline:
             if self._closed.is_set():
@@ -353,7 +352,7 @@ class ExecStream:
 
 
 def _printable(text: str) -> str:
-    """What a guest has said, without what would change the terminal that shows it."""
+    """A guest's text with control characters escaped, since they could change the terminal."""
     return text[:300].encode("unicode_escape").decode("ascii")
 
 

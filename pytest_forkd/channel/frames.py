@@ -31,7 +31,7 @@ __all__ = [
     "wait_for",
 ]
 
-#: What may be longer, a collection, comes in parts.
+#: A collection, which may be longer, is sent in parts.
 MAX_FRAME_BYTES = MAX_MESSAGE_BYTES
 #: Seconds for the peer to read something; it may be importing or collecting.
 SEND_TIMEOUT = 600.0
@@ -41,11 +41,11 @@ _CHUNK = 256 * 1024
 
 
 class FrameError(Exception):
-    """The peer sent something that is no frame."""
+    """The peer sent something that is not a valid frame."""
 
 
 class DescriptorsLost(FrameError):
-    """A frame's descriptors have not come with it: this process may not have more.
+    """A frame came without its descriptors: this process may not open more (RLIMIT_NOFILE).
 
     :ivar message: the frame's object.
     """
@@ -85,13 +85,13 @@ class FrameSocket:
     """Sends and receives frames over a connected ``AF_UNIX`` stream socket, which it owns."""
 
     def __init__(self, sock: socket.socket) -> None:
-        # Non-blocking, since a timeout of the socket's own would make every read wait.
+        # Non-blocking, since with settimeout() every read would wait.
         sock.setblocking(False)
         self._sock = sock
         self._buffer = bytearray()
         self._fds: collections.deque[int] = collections.deque()
         self._frames: collections.deque[Frame] = collections.deque()
-        #: Why nothing can be sent any more, once a frame could not be sent whole.
+        #: Why nothing more can be sent, once a frame was sent only in part.
         self._deaf = ""
         #: The peer has closed its end; what it sent before has been read.
         self.eof = False
@@ -107,8 +107,8 @@ class FrameSocket:
         :param fds: descriptors to hand over; the caller keeps its own copies.
         :raises OSError: when the peer has gone.
         :raises TimeoutError: when it has not read the frame within :data:`SEND_TIMEOUT`. Nothing
-            more is sent then, since it would be taken for the rest of that frame: the peer sees
-            the end of the stream.
+            more is sent then, since the peer would take it for the rest of that frame: it sees the
+            end of the stream instead.
         """
         if self._deaf:
             raise TimeoutError(self._deaf)
@@ -136,9 +136,9 @@ class FrameSocket:
 
         Sets :attr:`eof` when the peer has closed.
 
-        :raises FrameError: on a frame that is too large or is no JSON object.
-        :raises DescriptorsLost: on a frame without its descriptors; the next call returns those
-            before and after it.
+        :raises FrameError: on a frame that is too large or is not a JSON object.
+        :raises DescriptorsLost: on a frame without its descriptors; the next call returns the
+            frames before and after it.
         """
         while not self.eof:
             try:
@@ -166,7 +166,7 @@ class FrameSocket:
                 frames.append(frame)
         except DescriptorsLost:
             self._frames.extend(frames)
-            while self._fds:  # whose they are cannot be told
+            while self._fds:  # it is unknown which frames these belong to
                 os.close(self._fds.popleft())
             raise
         return frames

@@ -1,7 +1,7 @@
 """The controller's end of a worker's channel: a real execnet gateway without a thread.
 
-xdist gives every worker a receiver thread in the controller. With one message a test those threads
-spend their time waking each other up, so here the controller's main loop reads all sockets itself:
+xdist gives every worker a receiver thread in the controller. With one message per test, those
+threads mostly wake each other up. So here the controller's main loop reads all sockets itself:
 :class:`CloneGateway` starts no thread, and an :class:`~pytest_forkd.channel.event_queue.EventQueue`
 reads its socket.
 """
@@ -24,7 +24,7 @@ from pytest_forkd.compat.execnet_gateway import Gateway, RInfo, close_channels
 
 __all__ = ["CloneGateway", "SocketIO"]
 
-#: Bytes of commands that may wait for a worker to read them; no suite has that many indices.
+#: Bytes of commands that may be queued for a worker; no suite has enough indices to fill that.
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 _HEADER = struct.Struct("!bii")  # execnet's wire format: message code, channel id, payload length
 _CHUNK = 256 * 1024
@@ -37,11 +37,11 @@ class SocketIO:
 
     def __init__(self, sock: socket.socket, execmodel: Any) -> None:
         self.execmodel = execmodel
-        # Non-blocking, since a timeout of the socket's own would make every read wait.
+        # Non-blocking, since with settimeout() every read would wait.
         sock.setblocking(False)
         self._sock = sock
         self._buffer = bytearray()
-        #: What the worker has not read yet, and there was no room for.
+        #: Data that did not fit into the socket's buffer yet.
         self.unsent = bytearray()
         #: Called whenever :attr:`unsent` grows.
         self.on_unsent: Callable[[], None] | None = None
@@ -55,10 +55,10 @@ class SocketIO:
         raise NotImplementedError("a clone's gateway has no receiver thread")
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` whole, after all that was to be sent before; does not wait.
+        """Send all of ``data``, in order, without waiting.
 
-        A worker is deaf while a test runs, for however long that takes. So what there is no room
-        for is kept, and goes ahead of whatever comes later: see :meth:`flush`.
+        A worker reads nothing while a test runs, for however long that takes. So data that does not
+        fit into the socket's buffer is kept until :meth:`flush` can send it.
 
         :raises OSError: if the worker is gone.
         """
@@ -75,14 +75,14 @@ class SocketIO:
             self.on_unsent()
 
     def flush(self) -> bool:
-        """Send what was kept, as far as there is room; returns whether nothing is left."""
+        """Send as much of the kept data as fits; returns whether none is left."""
         try:
             while self.unsent:
                 del self.unsent[: self._sock.send(self.unsent)]
         except BlockingIOError:
             return False
         except OSError:
-            self.unsent.clear()  # the worker has gone, which is told by who waits for it
+            self.unsent.clear()  # the worker has gone, which the backend will report
         return True
 
     def receive(self) -> tuple[list[Message], bool]:
@@ -115,7 +115,7 @@ class SocketIO:
         while len(view) - position >= _HEADER.size:
             code, channel_id, length = _HEADER.unpack_from(view, position)
             if _complaint(code, length) is not None:
-                break  # those before it tell what was running; see check()
+                break  # first handle the messages before it: they tell which test was running
             end = position + _HEADER.size + length
             if len(view) < end:
                 break
@@ -125,7 +125,7 @@ class SocketIO:
         return messages
 
     def check(self) -> None:
-        """Make sure that what follows the messages so far is the beginning of another one.
+        """Make sure that the bytes after the messages so far can be the beginning of another one.
 
         :raises ValueError: if no worker of ours would send it.
         """
@@ -169,8 +169,8 @@ class CloneGateway(Gateway):
     :param io: the channel's socket.
     :param spec: xdist's specification of the node; ``spec.id`` is the worker's name.
     :param events: the controller's main loop.
-    :param rinfo: what ``_rinfo()`` answers (executable, version, platform, cwd, pid): plugins ask
-        for it while the clone does not exist yet, and it is the parent's anyway.
+    :param rinfo: what ``_rinfo()`` returns (executable, version, platform, cwd, pid). It is the
+        parent's, since plugins ask for it before the clone exists.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class CloneGateway(Gateway):
         """Start no receiver thread: :meth:`read_available` is called by the main loop."""
 
     def _keep_unsent(self) -> None:
-        """See that what was kept is sent once there is room, and that it does not grow forever."""
+        """Arrange for kept data to be sent once there is room; give up if there is too much."""
         unsent = len(self._clone_io.unsent)
         if unsent <= MAX_UNSENT_BYTES:
             self._events.watch_room(self._clone_io.fileno(), True)
@@ -234,8 +234,7 @@ class CloneGateway(Gateway):
                     and message.channelid == CHANNEL_ID
                     and self.on_message is not None
                 ):
-                    # Not through execnet's channel, which takes a lock and loads the byte string
-                    # piece by piece.
+                    # Bypass execnet's channel: it takes a lock and unserializes the byte string.
                     self.on_message(message.data[_BYTES_START:-1])
                 else:
                     message.received(self)
@@ -260,7 +259,7 @@ class CloneGateway(Gateway):
         return not self._open
 
     def stop_reading(self) -> None:
-        """Look at nothing more that the worker sends."""
+        """Read nothing more from the worker."""
         if self._open:
             self._open = False
             self._events.unregister(self._clone_io.fileno())
@@ -275,11 +274,11 @@ _FROM_WORKER = frozenset(
     {Message.CHANNEL_DATA, Message.CHANNEL_CLOSE, Message.CHANNEL_LAST_MESSAGE}
 )
 _INT4 = struct.Struct("!i")
-_BYTES_START = 5  # behind the opcode and the length
+_BYTES_START = 5  # after the opcode and the length
 
 
 def _check(message: Message) -> None:
-    """Let through only what a worker of ours sends: bytes on a channel, or the channel's end.
+    """Accept only what our own workers send: a byte string on a channel, or the channel's end.
 
     execnet would build whatever object the data describes, such as a list of two billion items.
 

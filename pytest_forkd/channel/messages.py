@@ -1,8 +1,8 @@
 """What workers may say: a schema of each event, for the controller.
 
-A message is decoded, or converted, by :mod:`msgspec` into what is described here, or not at all:
-nothing of it is used before all of it has been checked. Whether it is true, such as that a worker
-was given the test that it speaks of, is for its receiver to see. The reports in it are described in
+:mod:`msgspec` decodes a message into the classes below, or rejects it as a whole: no part of it is
+used before all of it has been checked. Whether it is true is checked by its receiver, for example
+that the worker was given the test that it reports. The reports in it are described in
 :mod:`pytest_forkd.channel.report_schema`, what a collector says in
 :mod:`pytest_forkd.channel.collector_messages`.
 
@@ -10,7 +10,7 @@ Only the controller imports these modules. The other side needs nothing but JSON
 described in :mod:`pytest_forkd.channel.events`.
 """
 
-# No postponed annotations: each would be compiled when the controller starts.
+# Without "from __future__ import annotations": compiling text annotations slows the start down.
 
 import json
 import re
@@ -122,7 +122,7 @@ class Collection(
     msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag="collection"
 ):
     ids: list[str]
-    fixtures: Any = None  # by SharedFixtures.from_json, which knows how many items there are
+    fixtures: Any = None  # checked by SharedFixtures.from_json, which needs the number of items
 
 
 class Unscheduled(
@@ -187,7 +187,7 @@ _decode: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list[WorkerEvent]).
 
 
 def names_of_events() -> dict[type, str]:
-    """The classes of what a worker may say, and the names that those have in messages."""
+    """The event classes, with the name of each in messages."""
     return {cls: str(cls.__struct_config__.tag) for cls in WorkerEvent.__args__}
 
 
@@ -195,13 +195,13 @@ def decode_events(payload: bytes) -> list[Any]:
     """The events of a worker's message.
 
     :returns: instances of the classes in :data:`WorkerEvent`.
-    :raises ValueError: if any of it is not as described here; says which event it is.
+    :raises ValueError: if any event does not match its class; the text names the event.
     """
     check_json(payload)
     try:
         if b"\\u" not in payload:
             return _decode(payload)
-        # Text may hold what UTF-8 cannot, such as a part of a file's name; msgspec refuses it.
+        # Texts such as file names may hold lone surrogates, which msgspec's decoder refuses.
         events: list[Any] = convert(_loads(payload), list[WorkerEvent])
         return events
     except (msgspec.ValidationError, UnicodeEncodeError) as exc:
@@ -219,7 +219,7 @@ def _loads(payload: bytes) -> Any:
 
 
 def _describe(payload: bytes, exc: Exception) -> str:
-    """What is wrong with a message, with the name of the event that is."""
+    """What is wrong with a message, and with which of its events."""
     why = line(str(exc))
     found = re.search(r"\$\[(\d+)\][^$]*\Z", str(exc))
     events = _loads(payload)

@@ -1,8 +1,7 @@
-"""Several streams over one: what travels between the controller and a machine.
+"""Multiplexes several channels over the one byte stream between the controller and a machine.
 
-A machine (a guest of the ``forkd`` or ``qemu`` backend) has a single byte stream. On it travel
-frames: one byte that says which channel, the payload's length (unsigned, 32 bits, big-endian), the
-payload.
+A machine is a guest of the ``forkd`` or ``qemu`` backend. The stream consists of frames: one byte
+for the channel, the payload's length (unsigned, 32 bits, big-endian), and the payload.
 
 =============  ==========================================================================
 ``CONTROL``    a JSON object, see :mod:`pytest_forkd.guest`
@@ -10,8 +9,8 @@ payload.
                is the end of that direction
 ``STDERR``     guest to controller: what collector and worker write to standard error
 ``FILES``      bytes of files of the working tree; a ``CONTROL`` message says what they are
-``OPEN``       controller to guest, empty: a new stream begins, for the guest has been cloned; only
-               where nothing else would tell
+``OPEN``       controller to guest, empty: a new stream begins, since the guest has been cloned;
+               only where the guest cannot notice that otherwise
 =============  ==========================================================================
 """
 
@@ -38,7 +37,7 @@ __all__ = [
 ]
 
 CONTROL, WORKER, STDERR, FILES, OPEN = range(5)
-#: Payload of a frame that is not ``CONTROL``; longer data is cut.
+#: Payload of a frame that is not ``CONTROL``; longer data is split into several frames.
 MAX_DATA_BYTES = 256 * 1024
 _HEADER = struct.Struct("!BI")
 
@@ -53,7 +52,7 @@ def control_frame(message: dict[str, Any]) -> bytes:
 
 
 def data_frames(channel: int, data: bytes) -> bytes:
-    """Frames of another channel that hold ``data``; one empty frame if there is none."""
+    """Frames that carry ``data`` on another channel; one empty frame if ``data`` is empty."""
     if len(data) <= MAX_DATA_BYTES:
         return _HEADER.pack(channel, len(data)) + data
     parts = []
@@ -81,7 +80,7 @@ def parse_control(payload: bytes) -> dict[str, Any]:
 class Demultiplexer:
     """Cuts a byte stream into frames.
 
-    :param channels: those that the other side may send on.
+    :param channels: the channels that the other side may send on.
     """
 
     def __init__(self, *channels: int) -> None:
@@ -114,5 +113,5 @@ class Demultiplexer:
         return frames
 
     def reset(self) -> None:
-        """Forget what is incomplete: a new stream begins."""
+        """Drop an incomplete frame: a new stream begins."""
         self._buffer.clear()

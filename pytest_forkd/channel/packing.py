@@ -1,8 +1,8 @@
-"""What a worker reports, made ready to be sent, whatever a suite has put into it.
+"""Makes a worker's reports ready to be sent, whatever a suite has put into them.
 
-JSON keeps what pytest's own reports hold; what plugins have added travels packed, and what is no
-builtin as its ``str()``. Nothing here fails for what a suite reports: whoever calls is told what
-was replaced, so that the user is.
+pytest's own fields are sent as JSON. Values that plugins have added are sent packed, and values
+that are not builtins as their ``str()``. Nothing here fails because of what a suite reports. The
+caller gets a list of what was replaced, to warn the user.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_forkd.channel.sendable import as_builtins, as_json
 
 __all__ = ["Replaced", "pack_report", "pack_somehow", "sendable_event", "sendable_location"]
 
-#: Fields, and what of them was sent as text, which names its type.
+#: Names of fields of which a part was sent as text, and the type of that part.
 Replaced = list[tuple[str, str]]
 
 _SCALARS = (str, int, float, bool, type(None))
@@ -27,11 +27,11 @@ _LINES = (int, type(None))
 
 
 def pack_somehow(obj: object, replaced: list[str]) -> str:
-    """What :func:`~pytest_forkd.channel.events.pack_object` makes, of anything.
+    """Like :func:`~pytest_forkd.channel.events.pack_object`, but accepts any object.
 
-    Parts that are no builtins are packed as their ``str()``.
+    Parts that are not builtins are packed as their ``str()``.
 
-    :param replaced: gets what they were, which names their types.
+    :param replaced: the types of such parts are added to it.
     """
     try:
         return pack_object(obj)
@@ -43,9 +43,9 @@ def pack_report(data: dict[str, Any], replaced: Replaced) -> dict[str, Any]:
     """Make a report that pytest serialized ready for JSON.
 
     :param data: what ``pytest_report_to_serializable`` returned.
-    :param replaced: gets everything that is no builtin, and is sent as its ``str()`` therefore.
-    :returns: the same fields; those that plugins added and JSON could not keep are moved,
-        packed, to ``"$packed"``.
+    :param replaced: everything that is not a builtin, and so is sent as its ``str()``, is added.
+    :returns: the same fields; those that plugins added and JSON cannot represent are moved, packed,
+        to ``"$packed"``.
     """
     foreign = {}
     odd = []
@@ -95,8 +95,8 @@ def _as_builtins_by_field(fields: dict[str, Any], replaced: Replaced) -> dict[st
     return found
 
 
-# What follows is for fields of pytest's own that somebody has put something else into: they get the
-# type that they have in pytest's reports.
+# The rest is for pytest's own fields whose values somebody has replaced by another type: they are
+# converted back to the type that they have in pytest's reports.
 
 _IS_ORDINARY: dict[str, Callable[[Any], bool]] = {
     "sections": lambda sections: all(
@@ -132,7 +132,7 @@ def _plain(key: str, value: Any, replaced: Replaced) -> Any:
     if key == "user_properties":
         return [[key, found]]
     if float in types:
-        try:  # a Decimal, say
+        try:  # it may be a Decimal, for example
             seconds = float(found)
         except (TypeError, ValueError):
             return 0.0
@@ -141,7 +141,7 @@ def _plain(key: str, value: Any, replaced: Replaced) -> Any:
 
 
 def sendable_location(location: Any) -> tuple[str, int | None, str]:
-    """A test's location, as the custom items of a suite may tell it: file, line, name."""
+    """A test's location (file, line, name), whatever a suite's custom items have made of it."""
     if _IS_ORDINARY["location"](location):
         return location  # type: ignore[no-any-return]
     path, line, domain = [*as_json(list(location), []), "", None, ""][:3]
@@ -149,9 +149,9 @@ def sendable_location(location: Any) -> tuple[str, int | None, str]:
 
 
 def sendable_event(event: list[Any], replaced: Replaced) -> list[Any]:
-    """An event that JSON can keep, with text in the place of what it could not.
+    """An event that JSON can represent: other values are replaced by text.
 
-    :param replaced: gets each such part.
+    :param replaced: each such value is added to it.
     """
     name, *arguments = event
     if name in ("report", "collectreport"):

@@ -1,6 +1,6 @@
-"""What is packed in workers' messages: reports, warnings, ``workeroutput``; for the controller."""
+"""Schemas of what is packed in workers' messages: reports, warnings and ``workeroutput``."""
 
-# No postponed annotations: each would be compiled when the controller starts.
+# Without "from __future__ import annotations": compiling text annotations slows the start down.
 
 from typing import Any, Literal, TypedDict
 
@@ -56,7 +56,7 @@ class _Traceback(TypedDict):
 
 
 class _Exception(TypedDict):
-    """What pytest makes of an exception's representation."""
+    """A serialized exception of pytest's."""
 
     reprcrash: _FileLocation | None
     reprtraceback: _Traceback
@@ -77,7 +77,7 @@ class _TestReport(_AnyReport):
 
 
 class _Optional(TypedDict, total=False):
-    """What a report need not have; pytest's have some of it."""
+    """Fields that a report need not have; pytest's reports have some of them."""
 
     sections: list[tuple[str, str]]
     wasxfail: str
@@ -98,15 +98,14 @@ def check_report(data: dict[str, Any], *, of_test: bool) -> dict[str, Any]:
 
     Fields that plugins have added may hold any builtins.
 
-    :param data: as ``channel.events.pack_report`` made it; taken apart.
-    :param of_test: a test's and not a collector's.
-    :raises ValueError: if pytest, or a plugin that reads what pytest documents, could not do with
-        it.
+    :param data: as ``channel.events.unpack_report`` returned it; it is changed.
+    :param of_test: true for a test's report, false for a collector's.
+    :raises ValueError: if pytest, or a plugin that reads the documented fields, could not use it.
     """
     data = unpack_report(data)
     report_class: type = pytest.TestReport if of_test else pytest.CollectReport
     for name in data.keys() - _FIELDS:
-        # An attribute that hides a method, or that there is code behind, is nobody's to set.
+        # Must not hide a method or set a property.
         if type(name) is not str or name.startswith("__") or hasattr(report_class, name):
             raise ValueError(f"a report with the field {name!r:.100}")
     convert(data, _TestReport if of_test else _AnyReport)
@@ -136,7 +135,7 @@ class _Warning(TypedDict):
 
 
 def check_warning(packed: str) -> dict[str, Any]:
-    """What ``xdist.remote.serialize_warning_message`` made of a warning.
+    """Unpack and check what ``xdist.remote.serialize_warning_message`` made of a warning.
 
     :raises ValueError: if it is anything else.
     """
@@ -155,9 +154,9 @@ class _Output(TypedDict):
 
 
 def unpack_output(packed: str) -> dict[str, Any]:
-    """A ``workeroutput``; beside what xdist reads, plugins may have put any builtins there.
+    """Unpack and check a ``workeroutput``; plugins may have added any builtins to it.
 
-    :raises ValueError: if it is none.
+    :raises ValueError: if xdist could not use it.
     """
     output = unpack_object(packed)
     convert(output, _Output)

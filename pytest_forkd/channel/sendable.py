@@ -1,8 +1,8 @@
-"""Makes builtins of whatever a suite reports, so that it can be sent to the controller.
+"""Converts whatever a suite reports to builtins, so that it can be sent to the controller.
 
-Only builtins travel (see :mod:`pytest_forkd.channel.events`). A suite may put anything into its
-reports, and that must not end its run: an instance of a builtin's subclass is sent as the builtin
-that it is, and what is none as its ``str()``.
+Only builtins can be sent (see :mod:`pytest_forkd.channel.events`). A suite may put anything into
+its reports, and that must not end its run: an instance of a builtin's subclass is sent as that
+builtin, and any other object as its ``str()``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 __all__ = ["MAX_DEPTH", "as_builtins", "as_json", "type_name"]
 
-#: Containers in containers; what is deeper is sent as text.
+#: Levels of nested containers; deeper ones are sent as text.
 MAX_DEPTH = 64
 
-#: Each builtin that holds no others, and what makes it of an instance of a subclass, whatever
-#: methods that has.
+#: Builtins that are not containers. The functions make such a builtin from an instance of a
+#: subclass, without calling methods that the subclass overrides.
 _ATOMS: dict[type, Callable[[Any], object]] = {
     type(None): lambda value: value,
     bool: lambda value: value,
@@ -26,25 +26,25 @@ _ATOMS: dict[type, Callable[[Any], object]] = {
     str: str.__str__,
     bytes: lambda value: bytes(memoryview(value)),
 }
-#: Python makes no text of a longer integer (sys.set_int_max_str_digits), and so no JSON.
+#: Python refuses to convert longer integers to text (sys.set_int_max_str_digits), and so to JSON.
 _MAX_BITS = 14_000
-#: What gives a type's name, whatever its metaclass makes of that.
+#: These get a type's name even if its metaclass overrides the attribute.
 _qualname = vars(type)["__qualname__"].__get__
 _module = vars(type)["__module__"].__get__
 
 
 def type_name(kind: type) -> str:
-    """A type's name as one would write it, with its module unless that is ``builtins``."""
+    """A type's qualified name, with its module unless that is ``builtins``."""
     module = _module(kind)
     name = str.__str__(_qualname(kind))
     return name if module == "builtins" or not isinstance(module, str) else f"{module}.{name}"
 
 
 def as_builtins(value: Any, replaced: list[str], depth: int = 0) -> Any:
-    """A copy of a value that execnet can serialize, made of builtins of exactly these types.
+    """A copy of a value that execnet can serialize: builtins only, no subclasses.
 
-    :param replaced: gets for each part that is sent as text what it was, which names its type.
-    :param depth: how many containers it is in.
+    :param replaced: for each part that is replaced by text, its type is added to it.
+    :param depth: how many containers the value is in.
     """
     kind = type(value)
     if kind in _ATOMS:
@@ -74,7 +74,7 @@ def as_builtins(value: Any, replaced: list[str], depth: int = 0) -> Any:
 
 
 def as_json(value: Any, replaced: list[str]) -> Any:
-    """The same for JSON, which has fewer values: lists for tuples, text for other keys and NaN."""
+    """The same for JSON, which has fewer types: tuples become lists, other keys and NaN text."""
     return _for_json(as_builtins(value, replaced), replaced)
 
 
@@ -89,13 +89,13 @@ def _for_json(value: Any, replaced: list[str]) -> Any:
         }
     if kind in (complex, bytes, set, frozenset):
         return _as_text(value, replaced)
-    if kind is float and value - value != 0:  # infinite, or no number
+    if kind is float and value - value != 0:  # infinite or NaN
         return _as_text(value, replaced)
     return value
 
 
 def _hashable(value: Any, replaced: list[str], depth: int) -> Any:
-    """The same for what is in a set, or a key: a subclass of ``list`` may have a hash."""
+    """The same for set items and keys: a hashable subclass of ``list`` would become unhashable."""
     found = as_builtins(value, replaced, depth)
     try:
         hash(found)
@@ -105,12 +105,12 @@ def _hashable(value: Any, replaced: list[str], depth: int) -> Any:
 
 
 def _as_text(value: Any, replaced: list[str], what: str | None = None) -> str:
-    """A value's ``str()``; its type's name if that raises, whatever it raises."""
+    """A value's ``str()``, or its type's name if that raises anything."""
     name = type_name(type(value))
     replaced.append(what or f"a value of type {name}")
     try:
         return str.__str__(str(value))
     except KeyboardInterrupt:
         raise
-    except BaseException:  # pytest's outcomes, such as that of pytest.fail(), are no Exception
+    except BaseException:  # pytest's outcomes, as raised by pytest.fail(), are not Exceptions
         return name

@@ -2,9 +2,9 @@
 
 A test has three reports, and pytest's serialization of each repeats the node id, the location and
 the keywords. The controller knows the first two from ``start``; the keywords come with a test's
-first short report. So that plugins miss nothing, the short form is used only where pytest alone
-serializes reports, and only for a report that has exactly the fields and values that can be told
-from it; every other report travels whole.
+first short report. So that plugins miss nothing, the short form is used only if no plugin takes
+part in serializing reports, and only for a report that can be rebuilt from it exactly. Every other
+report is sent whole.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ __all__ = ["PHASES", "PassedItem", "PassedReports", "PytestAlone", "as_passed"]
 
 #: The phases of a test that have a report of this form.
 PHASES = ("setup", "call", "teardown")
-#: What ``vars()`` of a report holds that nobody has added to; the node id is made from a structured
-#: one since pytest 9.2. A field that a later pytest adds is in neither: its reports travel whole.
+#: The fields in ``vars()`` of a report to which nothing was added. Since pytest 9.2 the node id is
+#: made from a structured one. If a later pytest adds a field, its reports are sent whole.
 _FIELDS = frozenset(
     {
         "duration",
@@ -39,7 +39,7 @@ _ONE = 1
 
 
 class PytestAlone:
-    """Tells whether all implementations of a hook are pytest's own, as plugins come and go.
+    """True as long as all implementations of a hook are pytest's own; plugins may come and go.
 
     :param hook: ``config.hook.name``.
     """
@@ -61,12 +61,12 @@ class PytestAlone:
 
 
 def as_passed(report: pytest.TestReport, nodeid: str, location: object) -> list[Any] | None:
-    """What is to be told of a report in the short form.
+    """The short form of a report.
 
-    :param nodeid: the item's, as the controller knows it.
-    :param location: the item's, likewise.
-    :returns: phase, duration, start, stop and the names of the keywords; ``None`` if the report is
-        not one that the short form can tell.
+    :param nodeid: the item's node id, as the controller knows it.
+    :param location: the item's location, as the controller knows it.
+    :returns: phase, duration, start, stop and the names of the keywords; ``None`` if the report
+        cannot be rebuilt from these.
     """
     fields = vars(report)
     if (
@@ -92,10 +92,11 @@ def as_passed(report: pytest.TestReport, nodeid: str, location: object) -> list[
 
 
 class PassedReports:
-    """Makes reports from their short form: the ones that pytest would make from the whole form.
+    """Makes reports from their short form: the same that pytest would make from the whole form.
 
-    :param hook: ``config.hook.pytest_report_from_serializable``, to see who implements it.
-    :param deserialize: calls it with the data of a report.
+    :param hook: ``config.hook.pytest_report_from_serializable``, to see whether plugins implement
+        it.
+    :param deserialize: calls that hook with the data of a report.
     """
 
     def __init__(self, hook: Any, deserialize: Callable[[dict[str, Any]], Any]) -> None:
@@ -106,10 +107,10 @@ class PassedReports:
     def of_item(
         self, nodeid: str, location: object, keywords: list[str], added: dict[str, Any]
     ) -> PassedItem:
-        """What makes the reports of one test.
+        """An object that makes the reports of one test.
 
-        :param keywords: the names.
-        :param added: fields that all of a worker's reports have beside pytest's own.
+        :param keywords: the names of the keywords.
+        :param added: fields that all of a worker's reports have in addition to pytest's own.
         """
         if not self._pytest_alone:
             data = {**_serialized(nodeid, location, keywords), **added}
@@ -124,9 +125,9 @@ class PassedReports:
 
 
 class PassedItem:
-    """Makes the reports of one test, which share nothing that can be changed.
+    """Makes the reports of one test; they share no mutable objects.
 
-    :param fields: those that are the same in all of them.
+    :param fields: the fields that are the same in all of them.
     :param make: makes a report from its fields.
     """
 
@@ -137,7 +138,7 @@ class PassedItem:
         self._make = make
 
     def report(self, when: str, duration: float, start: float, stop: float) -> Any:
-        """The report of one phase; what the hooks that make it return, so maybe ``None``."""
+        """The report of one phase; may be ``None`` if a plugin's hook makes it."""
         fields = self._fields
         return self._make(
             {
@@ -154,7 +155,7 @@ class PassedItem:
 
 
 def _serialized(nodeid: str, location: object, keywords: list[str]) -> dict[str, Any]:
-    """What pytest's serialization makes of such a report."""
+    """Such a report, as pytest serializes it."""
     return {
         "nodeid": nodeid,
         "location": location,
@@ -173,8 +174,8 @@ def _serialized(nodeid: str, location: object, keywords: list[str]) -> dict[str,
 
 def _report_with(fields: dict[str, Any]) -> pytest.TestReport:
     report = pytest.TestReport.__new__(pytest.TestReport)
-    # One by one, since Python (3.11 and later) then makes no dictionary: the reports of a session
-    # are all kept, and are half as much for the garbage collector to look through.
+    # With setattr(), Python 3.11 and later creates no dictionary. All reports of a session are
+    # kept, so this halves the objects that the garbage collector has to visit.
     for name, value in fields.items():
         setattr(report, name, value)
     return report

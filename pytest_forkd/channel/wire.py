@@ -18,16 +18,16 @@ __all__ = ["CHANNEL_ID", "ChannelClosed", "WorkerChannel"]
 #: The first channel that a controller's gateway opens (execnet counts 1, 3, 5, ...).
 CHANNEL_ID = 1
 _HEADER = struct.Struct("!bii")
-#: A message's data is one byte string, as execnet serializes it: opcode and length before, an end.
+#: Starts a message's data: execnet serializes a byte string as opcode, length, bytes and an end.
 _BYTES = struct.Struct("!ci")
 _CHUNK = 64 * 1024
-# Held from before the first test, which may leave the modules that it patches in any state.
+# Looked up before the first test: tests may patch these modules and leave them patched.
 _DONT_WAIT = socket.MSG_DONTWAIT
 _scan: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 class ChannelClosed(Exception):
-    """The controller has gone or wants no more of this worker."""
+    """The controller has gone, or does not need this worker any more."""
 
 
 class WorkerChannel:

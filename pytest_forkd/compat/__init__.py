@@ -1,1 +1,1 @@
-"""Every reach into what is private to pytest, pluggy, xdist, execnet and CPython; one file each."""
+"""All uses of private names of pytest, pluggy, xdist, execnet and CPython, in a module for each."""

@@ -38,7 +38,7 @@ class Wishes(Protocol):
 
 
 class _HookConfig:
-    """What the import hook asks of a ``pytest.Config``."""
+    """The part of ``pytest.Config`` that the import hook uses."""
 
     def __init__(self, plan: Wishes) -> None:
         self._ini = {
@@ -53,19 +53,19 @@ class _HookConfig:
         return self._ini[name]
 
     def issue_config_time_warning(self, warning: Warning, stacklevel: int) -> None:
-        """Nothing: the suite's pytest warns."""
+        """Do nothing: the suite's own pytest warns."""
 
 
 class RewritingHook(AssertionRewritingHook):
-    """pytest's, which is not asked about modules that it would leave to others.
+    """pytest's hook, called only for modules that it might rewrite.
 
-    It takes a while to say so, and heavy imports are of thousands of modules.
+    It is slow to decline a module, and heavy libraries consist of thousands of modules.
     """
 
     def __init__(self, plan: Wishes) -> None:
         super().__init__(_HookConfig(plan))  # type: ignore[arg-type]
         self._wanted: tuple[str, ...] = ()
-        # Whether a file is a test module or a conftest; it may be, if that depends on its folder.
+        # A pattern with a slash depends on the folder, so then any file may be a test module.
         patterns = [*plan.python_files, "conftest.py"]
         if any("/" in pattern for pattern in patterns):
             patterns = ["*"]
@@ -83,7 +83,7 @@ class RewritingHook(AssertionRewritingHook):
 
 
 def is_rewritten(module: ModuleType) -> bool:
-    """Whether pytest has rewritten a module, or leaves it alone because it says so."""
+    """Whether pytest has rewritten a module, or its docstring disables rewriting."""
     return isinstance(
         module.__loader__, AssertionRewritingHook
     ) or AssertionRewriter.is_rewrite_disabled(module.__doc__ or "")

@@ -30,7 +30,7 @@ WARNING_DETAILS: tuple[str, ...] = warnings.WarningMessage._WARNING_DETAILS  # t
 
 
 def interpreter_options() -> list[str]:
-    """The options that this interpreter was started with, for another one."""
+    """The options that this interpreter was started with, to start another one with them."""
     return subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -40,7 +40,7 @@ def interpreter_xoptions() -> dict[str, Any]:
 
 
 def reap_subprocesses() -> None:
-    """Wait for children that have ended and that nobody has a reference to."""
+    """Reap children that have ended and whose ``Popen`` object is gone."""
     subprocess._cleanup()  # type: ignore[attr-defined]
 
 
@@ -63,15 +63,15 @@ def reopened(handler: logging.FileHandler) -> Any:
 
 
 def forget_exit_handlers() -> None:
-    """Leave exit handlers from before the fork to the collector, which runs each of them once.
+    """Forget exit handlers from before the fork: the collector runs each of them once.
 
-    A directory that a test module made at import would otherwise be removed by the first worker
-    that ends, and be missing in the others.
+    Otherwise the first worker to end would remove, for example, a temporary directory that a test
+    module made at import, while the other workers still need it.
     """
     atexit._clear()
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         finalizer.atexit = False
-    # A finalizer that a test makes is to run at exit; weakref registers its hook only once.
+    # weakref registers its exit hook only once. Let it do so again, for finalizers that tests make.
     weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
     logging = sys.modules.get("logging")
     if logging is not None:
@@ -83,15 +83,14 @@ def forget_exit_handlers() -> None:
 
 
 def run_exit_handlers(*, join_threads: bool) -> None:
-    """Do what the interpreter does before it ends, in its order; ``os._exit`` leaves it all out.
+    """Do what the interpreter does at exit, in the same order; ``os._exit()`` skips all of it.
 
-    First pools of threads and processes (``concurrent.futures``, joblib) are told to end, and
-    threads that are no daemons are waited for. Only then comes what :mod:`atexit` knows:
-    multiprocessing's handler waits for the processes of a pool, and would wait for one that nobody
-    has told to end.
+    First, pools of threads and processes (``concurrent.futures``, joblib) are told to end, and
+    non-daemon threads are joined. Handlers of :mod:`atexit` come after that: multiprocessing's
+    waits for the processes of a pool, and would hang if the pool had not been told to end.
 
-    :param join_threads: whether to wait for threads that belong to no pool. What would end them may
-        be a fixture, which a collector never sets up.
+    :param join_threads: whether to wait for threads that belong to no pool. A collector must not:
+        such a thread may be ended by a fixture, which a collector never sets up.
     """
     try:
         if join_threads:
@@ -100,5 +99,5 @@ def run_exit_handlers(*, join_threads: bool) -> None:
             for handler in reversed(threading._threading_atexits):  # type: ignore[attr-defined]
                 handler()
     except BaseException:
-        traceback.print_exc()  # and goes on, as the interpreter does
+        traceback.print_exc()  # and continue, as the interpreter does
     atexit._run_exitfuncs()

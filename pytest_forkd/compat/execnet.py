@@ -1,7 +1,7 @@
 """What is private to execnet. Read in, and checked with, execnet 2.1.
 
-Its wire format: a message is a code, a channel's id, and the length of what follows; data is
-serialized by opcodes. A worker imports this module.
+Its wire format: a message is a code, a channel's id, the length of the data, and the data, which is
+serialized as opcodes. A worker imports this module.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ def is_message_code(code: int) -> bool:
 
 
 def enter_group(group: Any, gateway: Any) -> None:
-    """Have a group know a gateway that it has not made."""
+    """Add a gateway to a group that has not made it."""
     group._register(gateway)
 
 
 def leave_group(group: Any, gateway: Any) -> None:
-    """Have a group forget a gateway, without a thread that waits for its process."""
+    """Remove a gateway from a group, without starting a thread that waits for its process."""
     if gateway in group:
         group._unregister(gateway)
 
 
 def forget_joins(group: Any) -> None:
-    """Wait for none of the gateways that have left a group."""
+    """Stop a group from waiting for gateways that have left it."""
     group._gateways_to_join.clear()

@@ -1,6 +1,7 @@
-"""execnet's gateways, which it does not promise to keep as they are.
+"""What is private to execnet's gateways.
 
-Apart from the rest, since only the controller has any. Read in, and checked with, execnet 2.1.
+In a module of its own, since only the controller uses gateways. Read in, and checked with, execnet
+2.1.
 """
 
 from __future__ import annotations

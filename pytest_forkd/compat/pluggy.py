@@ -11,22 +11,22 @@ __all__ = ["change_arguments", "distribution_directory"]
 
 
 def distribution_directory(distribution: Any) -> str | None:
-    """The ``.dist-info`` directory of one of ``list_plugin_distinfo()``, if it is a directory.
+    """The ``.dist-info`` directory of an item of ``list_plugin_distinfo()``, if there is one.
 
-    Its name holds the version, and costs less than reading the metadata.
+    Its name contains the version, and is quicker to get than the metadata.
     """
     folder = getattr(distribution._dist, "_path", None)
     return None if folder is None else str(folder)
 
 
 def change_arguments(caller: Any, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> bool:
-    """Have a hook's implementations called with other arguments than its caller is.
+    """Change the arguments that a hook's implementations get.
 
-    pluggy has no hook for that: its hook caller is given another function to execute the
-    implementations with.
+    pluggy has no API for that, so this replaces the function with which the hook caller executes
+    the implementations.
 
-    :param caller: such as ``config.hook.pytest_runtest_teardown``.
-    :param change: gets the arguments, returns those that implementations are to get.
+    :param caller: the hook caller, such as ``config.hook.pytest_runtest_teardown``.
+    :param change: takes the arguments of a call, and returns those for the implementations.
     :returns: whether that is possible with this version of pluggy.
     """
     execute = getattr(caller, "_hookexec", None)

@@ -1,9 +1,9 @@
-"""Objects that remember the process they were made in, and are to belong to a fork of it instead.
+"""Hands objects that remember the pid of their process over to a fork.
 
-A lock that a test module makes when it is imported belongs to that worker under xdist. Here it was
-made before the fork, by a process that the suite has nothing to do with. Libraries look at the
-process id to tell inherited objects apart: filelock refuses to lock, and multiprocessing to start a
-process. The libraries' own names are theirs: what is not recognised is left alone.
+Under xdist, a lock that a test module makes when it is imported belongs to the worker. Here it is
+made before the fork, in another process. Libraries compare pids to recognise inherited objects: in
+a worker, filelock would refuse to lock, and multiprocessing to start a process. The names used here
+are private to the libraries; where they are missing, nothing is done.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 __all__ = ["handed_down"]
 
-#: Where filelock keeps what it resets in a fork: in 4.3, and from 3.30 on. Before that, no lock but
-#: its ``SoftReadWriteLock`` knew of forks.
+#: Where filelock registers what it resets in a fork: in 4.3, and from 3.30 on. Before that, only
+#: ``SoftReadWriteLock`` handled forks.
 _FILELOCK_MODULES = ("filelock._core._fork", "filelock._api")
 _FILELOCK_REGISTRIES = ("_FORK_OBJECTS", "_FORK_CLASSES")
 #: The attributes in which filelock remembers a process id.
@@ -26,11 +26,11 @@ _FILELOCK_PIDS = ("_creator_pid", "_instances_pid")
 
 @contextlib.contextmanager
 def handed_down() -> Iterator[None]:
-    """Around a fork of ours: in the fork, what nobody holds is as if it had been made there."""
+    """Use this around a fork: objects that are not in use then belong to the fork as well."""
     maker = os.getpid()
     registries = _filelock_registries()
     kept = [_own(registry, maker) for registry in registries]
-    # Not seen, not reset: a reset also takes singletons out of their registry.
+    # Hide them from filelock's reset in the fork, which would also drop singletons.
     for registry, entries in zip(registries, kept, strict=True):
         for key in entries:
             del registry[key]
@@ -48,14 +48,14 @@ def _filelock_registries() -> list[Any]:
     for name in _FILELOCK_MODULES:
         module = vars(sys.modules[name]) if name in sys.modules else {}
         if module.get("_OWNED_DESCRIPTORS"):
-            return []  # a lock is held; filelock closes its descriptor in the fork and says so
+            return []  # a lock is held: leave it to filelock, which closes it in the fork and warns
         if all(registry in module for registry in _FILELOCK_REGISTRIES):
             return [module[registry] for registry in _FILELOCK_REGISTRIES]
     return []
 
 
 def _own(registry: Any, maker: int) -> dict[Any, Any]:
-    """The locks of a registry that ``maker`` has made, and the classes of locks."""
+    """The locks in a registry that process ``maker`` has made, and the classes of locks."""
     return {
         key: value
         for key, value in registry.items()
@@ -72,9 +72,9 @@ def _adopt_locks(kept: list[dict[Any, Any]]) -> None:
 
 
 def _adopt_processes(maker: int) -> None:
-    """Let ``multiprocessing.Process`` objects that have not been started be started here.
+    """Allow ``multiprocessing.Process`` objects that have not been started to be started here.
 
-    One that runs is a child of ``maker`` and of nobody else.
+    Those that have been started remain children of ``maker``.
     """
     module = sys.modules.get("multiprocessing.process")
     for process in list(getattr(module, "_dangling", ())):

@@ -50,12 +50,12 @@ _IMPORT_CONFTEST = PytestPluginManager._importconftest
 
 
 def prepare_config(args: list[str]) -> Any:
-    """A configuration with its plugins and conftests loaded, as ``pytest.main`` begins with."""
+    """Make a configuration with plugins and conftests loaded, as ``pytest.main()`` does first."""
     return _prepareconfig(args, None)
 
 
 def set_program_name(config: Any, name: str) -> None:
-    """Have usage errors name this program."""
+    """Set the program name that usage errors show."""
     config._parser.prog = name
 
 
@@ -65,9 +65,10 @@ def unconfigure(config: Any) -> None:
 
 
 def around_conftest_imports(wrap: Callable[[Callable[[], Any], str], Any]) -> None:
-    """Have every import of a conftest go through ``wrap``; replaces what was given before.
+    """Have every import of a conftest go through ``wrap``; replaces any earlier wrapper.
 
-    :param wrap: gets what imports it, to be called without arguments, and its path.
+    :param wrap: called with a function that imports the conftest, and the conftest's path; returns
+        what the function returns.
     """
 
     def import_conftest(self: Any, conftestpath: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +83,7 @@ def around_conftest_imports(wrap: Callable[[Callable[[], Any], str], Any]) -> No
 
 
 def cache_directory(config: pytest.Config) -> Path:
-    """Where the cache is going to be, before there is ``config.cache``."""
+    """Where the cache will be; usable before there is ``config.cache``."""
     return Cache.cache_dir_from_config(config, _ispytest=True)
 
 
@@ -92,13 +93,13 @@ def cache_directory_of(cache: Any) -> Path:
 
 
 def set_basetemp(factory: Any, path: Path) -> None:
-    """Have a ``tmp_path_factory`` make its directories below another one from now on."""
+    """Make a ``tmp_path_factory`` use another base directory from now on."""
     factory._given_basetemp = path
     factory._basetemp = None
 
 
 def set_nodeid(item: Any, nodeid: str) -> None:
-    """Give an item another id, where ids are structured (pytest 9.2)."""
+    """Change an item's node id in versions where these are structured (pytest 9.2 and later)."""
     item._id = type(item._id).parse(nodeid)
 
 
@@ -106,20 +107,20 @@ def set_nodeid(item: Any, nodeid: str) -> None:
 
 
 def global_capture(config: pytest.Config) -> Any:
-    """What captures output at the moment; ``None`` with ``-s`` or without the plugin."""
+    """pytest's global capture; ``None`` with ``-s`` or without the capture plugin."""
     manager: Any = config.pluginmanager.getplugin("capturemanager")
     return None if manager is None else manager._global_capturing
 
 
 def renew_global_capture(config: pytest.Config, opened: Callable[[], object]) -> None:
-    """Capture into files of this process's own; what was captured before is left to others.
+    """Capture into new files; what was captured before stays in the old ones.
 
     Call it where capture is suspended, as it is in ``pytest_runtestloop``.
 
     :param opened: called once they are open, before capture is suspended again.
     """
     manager: Any = config.pluginmanager.getplugin("capturemanager")
-    # Not stop_global_capturing(): that would print what has been captured.
+    # stop_global_capturing() would print what has been captured.
     manager._global_capturing.stop_capturing()
     manager._global_capturing = None
     manager.start_global_capturing()
@@ -128,9 +129,9 @@ def renew_global_capture(config: pytest.Config, opened: Callable[[], object]) ->
 
 
 def capture_files(capturing: Any) -> list[tuple[Any, int | None]]:
-    """The files that standard output and error are captured in, at descriptor level.
+    """The files that standard output and error are captured in, with capture at descriptor level.
 
-    :returns: for each of them the file, and the descriptor that leads there at the moment.
+    :returns: pairs of the file and the descriptor that is redirected to it now, if any.
     """
     return [
         (capture.tmpfile, capture.targetfd if capture._state == "started" else None)
@@ -140,7 +141,7 @@ def capture_files(capturing: Any) -> list[tuple[Any, int | None]]:
 
 
 def faulthandler_fd(config: pytest.Config) -> int | None:
-    """The descriptor that pytest's faulthandler plugin has kept standard error in."""
+    """The copy of standard error's descriptor that pytest's faulthandler plugin keeps."""
     with contextlib.suppress(ImportError, KeyError):
         from _pytest.faulthandler import fault_handler_stderr_fd_key
 
@@ -149,12 +150,12 @@ def faulthandler_fd(config: pytest.Config) -> int | None:
 
 
 def terminal_file(reporter: Any) -> Any:
-    """The file that a terminal reporter writes to; ``None`` if it is not like pytest's."""
+    """The file that a terminal reporter writes to; ``None`` if it works unlike pytest's own."""
     return getattr(getattr(reporter, "_tw", None), "_file", None)
 
 
 def use_terminal_file(reporter: Any, file: Any) -> None:
-    """Have a terminal reporter write to another file."""
+    """Make a terminal reporter write to another file."""
     reporter._tw._file = file
 
 
@@ -162,9 +163,9 @@ def use_terminal_file(reporter: Any, file: Any) -> None:
 
 
 def look_for_garbage_with(look: Callable[[int], None]) -> None:
-    """Have pytest's last look for garbage done by ``look``, which gets the number of passes.
+    """Replace pytest's final garbage collection by ``look``, which gets the number of passes.
 
-    pytest before 8.4 does not look.
+    pytest before 8.4 has no final collection.
     """
     from _pytest import unraisableexception
 

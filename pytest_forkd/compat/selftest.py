@@ -1,7 +1,7 @@
-"""Whether the installed libraries have what is private to them and used here.
+"""Checks that the installed libraries have the private names that are used here.
 
-A release that renames one of these would end every worker at birth. Looking takes a few
-milliseconds, and is done once for each set of versions.
+If a release renames one of them, every worker would fail at its start. The check takes a few
+milliseconds, and runs once for each set of versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest_forkd
 
 __all__ = ["missing", "versions"]
 
-#: By the names of their distributions. Not looked up in their metadata, which takes milliseconds.
+#: Modules with a ``__version__``, by distribution; reading the metadata would take milliseconds.
 _LIBRARIES: dict[str, Any] = {
     "pytest": pytest,
     "pluggy": pluggy,
@@ -28,8 +28,8 @@ _LIBRARIES: dict[str, Any] = {
     "execnet": execnet,
 }
 
-#: By library: ``module:name.of.an.attribute``. What comes after a ``|`` are names that the function
-#: before it uses: attributes that objects get when they are made.
+#: By library: ``module:name.of.an.attribute``. After a ``|`` comes a name that the function or
+#: class must use: an attribute that exists only on instances, and so cannot be looked up.
 _NEEDED = {
     "pytest": (
         "_pytest.assertion:AssertionState",
@@ -96,13 +96,13 @@ _NEEDED = {
 
 
 def versions() -> dict[str, str]:
-    """What an answer of :func:`missing` holds for."""
+    """The versions that a result of :func:`missing` is valid for."""
     found = {library: str(module.__version__) for library, module in _LIBRARIES.items()}
     return {**found, "pytest-forkd": pytest_forkd.__version__, "Python": platform.python_version()}
 
 
 def missing() -> str | None:
-    """What a library lacks of what is used here, in words; ``None`` if it has all of it."""
+    """Which private name a library lacks, in words; ``None`` if none is missing."""
     for library, needed in _NEEDED.items():
         for name in needed:
             if not _is_there(name):
@@ -124,7 +124,7 @@ def _is_there(name: str) -> bool:
 
 
 def _names(found: Any) -> set[str]:
-    """The names that a function uses, or all methods and annotations of a class do."""
+    """The names that a function uses, or that all methods and annotations of a class use."""
     if isinstance(found, type):
         names: set[str] = set()
         for cls in found.__mro__[:-1]:

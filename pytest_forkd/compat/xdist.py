@@ -14,9 +14,9 @@ __all__ = ["DistSession", "Interrupted"]
 
 
 class DistSession(DSession):
-    """xdist's session, with what it keeps to itself and a session of ours has to touch.
+    """xdist's session, with public names for the private ones that our session needs.
 
-    Nothing here overrides anything of xdist's.
+    It overrides nothing.
     """
 
     @property
@@ -34,7 +34,7 @@ class DistSession(DSession):
         self._session = session
 
     def clone_node(self, node: Any) -> Any:
-        """Make a node in the place of another one, and wait for it, too."""
+        """Make a replacement for a node, which the run then waits for, too."""
         return self._clone_node(node)
 
     def count_failed_node(self) -> bool:
@@ -49,7 +49,7 @@ class DistSession(DSession):
         return self._max_worker_restart
 
     def summarize(self, text: str) -> None:
-        """Say this at the end of the run."""
+        """Show this text at the end of the run."""
         self._summary_report = text
 
     def stop_after_failures(self, report: Any) -> None:
@@ -57,7 +57,7 @@ class DistSession(DSession):
         self._handlefailures(report)
 
     def is_new_collection_error(self, key: object) -> bool:
-        """Whether an error is not one that another worker has reported; remembers it."""
+        """Whether no worker has reported this error before; remembers it."""
         new = key not in self._failed_collection_errors
         self._failed_collection_errors[key] = True
         return new

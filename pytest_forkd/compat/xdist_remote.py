@@ -1,4 +1,4 @@
-"""What xdist's workers are made of, which it does not promise to keep.
+"""What is private to xdist's worker module.
 
 Read in, and checked with, pytest-xdist 3.6, 3.7 and 3.8. A worker imports this module.
 """

@@ -1,9 +1,9 @@
 """Taking a dead worker out of xdist's schedulers, so that no test is blamed, lost or run twice.
 
-xdist's schedulers take the first test that a node has not completed for the one that crashed it.
-Here the worker has told what it was running, so more is known: a worker that died between tests
-crashed none. The schedulers' own bookkeeping also has gaps that show only when workers are replaced
-quickly (pytest-xdist 3.6 to 3.8); each is named where it is filled.
+xdist's schedulers assume that the first test that a node has not completed has crashed it. Here the
+worker has reported which test it was running; if it died between tests, no test crashed it. The
+schedulers' bookkeeping also has gaps that show only when workers are replaced quickly (pytest-xdist
+3.6 to 3.8); each one is described where it is dealt with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def take_out(sched: Any, node: Any, running: str | None) -> tuple[str | None, bo
 
     :param sched: the scheduler, or ``None`` before there is one.
     :param node: the dead node.
-    :param running: the id of the test that it had said it was running.
+    :param running: the id of the test that it reported to be running.
     :returns: the id of the test that crashed, if any, and whether a replacement has work.
     """
     if sched is None or node not in sched.nodes:
@@ -38,10 +38,10 @@ def take_out(sched: Any, node: Any, running: str | None) -> tuple[str | None, bo
 
 
 def _take_out_each(sched: EachScheduling, node: Any) -> bool:
-    """Leave what the node has not run to its replacement.
+    """Leave the tests that the node has not run to its replacement.
 
-    ``remove_node`` knows no collection of a replacement, and a replacement for a node that had
-    nothing left would be taken for a new node and run everything again.
+    ``remove_node`` does not know a replacement's collection. And a replacement for a node that had
+    no tests left would be taken for a new node, and run all tests again.
     """
     pending = sched.node2pending.pop(node)
     if node.running in pending:
@@ -53,24 +53,24 @@ def _take_out_each(sched: EachScheduling, node: Any) -> bool:
 
 
 def _take_out_scopes(sched: LoadScopeScheduling, node: Any, running: str | None) -> None:
-    """Queue the node's scopes again, less what has been run.
+    """Queue the node's scopes again, without the tests that were run.
 
-    ``remove_node`` would queue completed scopes, too, for which a node waits in vain, and the test
-    that crashed.
+    ``remove_node`` would also queue completed scopes, for which a node would wait for ever, and the
+    test that crashed.
     """
     work = sched.assigned_work[node]
     if running is not None:
         work[sched._split_scope(running)][running] = True
     for scope in [scope for scope, unit in work.items() if all(unit.values())]:
         del work[scope]
-    sched.remove_node(node)  # what it returns has not begun, and is in the queue again
+    sched.remove_node(node)  # the test that it returns has not begun, and was queued again
 
 
 def top_up(sched: Any) -> None:
     """Give every node enough to begin with.
 
-    A worker begins a test once it knows the next one, or that there is none. A replacement gets a
-    single scope from ``LoadScopeScheduling``; with one test left in it, both would wait for ever.
+    A worker begins a test only when it knows the next one, or that there is none. A replacement
+    gets a single scope from ``LoadScopeScheduling``; if that has one test, the run would hang.
     """
     if isinstance(sched, LoadScopeScheduling) and sched.collection is not None:
         for node in sched.nodes:
@@ -79,9 +79,9 @@ def top_up(sched: Any) -> None:
 
 
 def run_again(sched: Any, node: Any, nodeid: str) -> None:
-    """Queue a test that was cut short through no fault of its own.
+    """Queue a test again that was interrupted through no fault of its own.
 
-    :param node: the dead node that was running it, taken out already.
+    :param node: the dead node that was running it; must have been taken out before.
     """
     if isinstance(sched, EachScheduling):
         index = (node.ids or []).index(nodeid)

@@ -1,22 +1,20 @@
-"""What runs in a guest of the ``forkd`` or ``qemu`` backend, beside the parent's own code.
+"""Code that runs in a guest of the ``forkd`` or ``qemu`` backend, in addition to the parent's own.
 
-A guest holds one process of this package, the parent, which preloads and then rests. It becomes the
-collector of the run that the guest is cloned for, and forks one worker. Since it is a single
-process, and rests where it waits for the next exchange, a snapshot may be taken of it at any such
-time: before a run, or when it has collected.
+A guest has one process of this package, the parent, which preloads modules and then waits. It
+becomes the collector of the run that the guest is cloned for, and forks one worker. A snapshot may
+be taken whenever this single process waits for an exchange: before a run, or after collecting.
 
-``relay`` is run by the guest's agent, which has no other way to pass bytes on: it hands an exchange
-to the parent's unix socket. ``endpoint`` is this end of the stream that is made of exchanges,
-``port`` serves the socket, ``machine`` does what the controller says, ``restore`` is what a guest
-does when it has been cloned.
+The guest's agent runs ``relay``, which passes an exchange to the parent's unix socket. ``endpoint``
+is the guest's end of the stream that is made of exchanges, ``port`` serves the socket, ``machine``
+carries out the controller's messages, and ``restore`` makes a clone differ from others.
 
 ``CONTROL`` messages (:mod:`pytest_forkd.channel.mux`), each with one key:
 
 ==========================  ==============================================================
-controller: ``restore``     ``time``, ``seed``, ``hostname``: what makes a clone one of its own
-guest: ``hello``            what it is: version, Python, how far it is (``rest``,
-                            ``collected``), what of ``restore`` it could not do
-controller: ``manifest``    what of the project's tree is asked for
+controller: ``restore``     ``time``, ``seed``, ``hostname``: they make a clone unlike others
+guest: ``hello``            its version, Python, state (``rest``, ``collected``), and which
+                            parts of ``restore`` have failed
+controller: ``manifest``    which part of the project's tree it asks for
 guest: ``manifest``         ``entries`` and ``texts``, see :mod:`pytest_forkd.sync`
 controller: ``sync``        ``root``: a difference follows, as ``FILES``, until ``sync_end``
 guest: ``synced``           ``error``, or ``null``

@@ -1,10 +1,9 @@
 """Keeps the guests of a forkd daemon from writing to the disk that they all share.
 
-Machines that forkd restores from one snapshot have one file as their root file system, and each may
-write to it; when two do, it is damaged, and with it the snapshot. So, before the snapshot is
-taken, directories that are written to move to memory, which each machine has for itself, and
-the root file system becomes read-only. A test that writes elsewhere gets an error, and damages
-nothing.
+Machines that forkd restores from one snapshot share one file as their root file system, and each
+may write to it. If two do, the file is damaged, and so is the snapshot. So before the snapshot is
+taken, directories that are written to are moved to memory, which each machine has for itself, and
+the root file system is made read-only. A test that writes elsewhere gets an error.
 
 Sources: mount(2), tmpfs(5).
 """
@@ -20,13 +19,13 @@ from collections.abc import Iterable
 __all__ = ["mount", "move_to_memory", "prepare_disk", "runs_in_forkd"]
 
 _MS_RDONLY, _MS_REMOUNT, _MS_MOVE = 1, 32, 8192
-#: Directories that are written to in every guest; the relay's socket is in the first.
+#: Directories that every guest writes to; the relay's socket is in the first.
 _USUAL = ("/run", "/root", "/var/tmp")  # noqa: S108 - a guest's own
 _AGENT = "forkd-agent"
 
 
 def runs_in_forkd() -> bool:
-    """Whether this is a guest of forkd: its agent is the first process there."""
+    """Whether this is a guest of forkd: there, forkd's agent is process 1."""
     try:
         with open("/proc/1/cmdline", "rb") as file:
             return _AGENT.encode() in file.read()
@@ -39,8 +38,8 @@ def prepare_disk(directories: Iterable[str]) -> list[str]:
 
     Does nothing outside a guest of forkd.
 
-    :param directories: more than the usual ones: the project's, and what its tests write to.
-    :returns: what could not be done, for the guest's console.
+    :param directories: further ones, such as the project's and those that its tests write to.
+    :returns: messages about what failed, for the guest's console.
     """
     if not runs_in_forkd():
         return []
@@ -65,9 +64,9 @@ def prepare_disk(directories: Iterable[str]) -> list[str]:
 
 
 def move_to_memory(directory: str) -> None:
-    """Have a directory, with all that is in it, in memory instead of on the disk.
+    """Move a directory, with its contents, from the disk to memory.
 
-    :raises OSError: if that is not allowed, or too much for the memory; then it is left as it is.
+    :raises OSError: if that is not allowed, or does not fit; the directory is then unchanged.
     """
     os.makedirs(directory, exist_ok=True)
     stage = tempfile.mkdtemp(prefix="pytest-forkd-")
@@ -84,7 +83,7 @@ def move_to_memory(directory: str) -> None:
 
 
 def _in_memory(directory: str) -> bool:
-    """Whether it is on a file system of its own kind already: that of the root it is not."""
+    """Whether a directory is on another file system than the root already."""
     try:
         return os.stat(directory).st_dev != os.stat("/").st_dev
     except FileNotFoundError:

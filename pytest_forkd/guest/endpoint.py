@@ -6,12 +6,12 @@ from pytest_forkd.channel.exchange import Answer, Request
 
 __all__ = ["MAX_UNREAD", "Endpoint"]
 
-#: Bytes that are taken from the controller before somebody reads them.
+#: Most bytes from the controller to keep until they are read.
 MAX_UNREAD = 4 * 1024 * 1024
 
 
 class Endpoint:
-    """Both directions of the stream, without any input or output of its own."""
+    """Both directions of the stream; does no input or output itself."""
 
     def __init__(self) -> None:
         #: The number of the stream; 0 before the first one.
@@ -29,11 +29,11 @@ class Endpoint:
 
     @property
     def unread(self) -> int:
-        """How many bytes of the controller have not been read."""
+        """How many bytes from the controller have not been read."""
         return len(self._unread)
 
     def write(self, data: bytes) -> None:
-        """Append to the stream to the controller."""
+        """Append data to the stream to the controller."""
         self._unsent += data
 
     def read(self) -> bytes:
@@ -43,9 +43,9 @@ class Endpoint:
         return data
 
     def take(self, request: Request) -> str | None:
-        """Take what a request brings.
+        """Take over a request's data and confirmation.
 
-        :returns: what speaks against it, as an answer; ``None`` if nothing does.
+        :returns: an answer that refuses the request; ``None`` if it was accepted.
         """
         if request.generation > self.generation:
             self._open(request)
@@ -66,20 +66,20 @@ class Endpoint:
         return None
 
     def has_news(self, request: Request) -> bool:
-        """Whether there is something that the request asks for."""
+        """Whether there is new data that the request asks for."""
         return request.limit > 0 and self._start + len(self._unsent) > request.received
 
     def answer(self, request: Request) -> str:
-        """The answer to a request that was taken, with what there is just now."""
+        """The answer to an accepted request, with the data there is now."""
         skip = request.received - self._start
         if skip < 0 or request.generation != self.generation:
-            return Answer(self._taken, self._start).encode()  # long since confirmed
+            return Answer(self._taken, self._start).encode()  # a request from before
         return Answer(
             self._taken, request.received, bytes(self._unsent[skip : skip + request.limit])
         ).encode()
 
     def _open(self, request: Request) -> None:
-        """Begin a new stream: what the one before it had not sent is nobody's any more."""
+        """Begin a new stream, and drop unsent data of the previous one."""
         self.generation, self._nonce = request.generation, request.nonce
         self._taken = self._start = 0
         self._unread.clear()

@@ -1,4 +1,4 @@
-"""The parent in a guest: preloads, rests, does what the controller says, becomes the collector."""
+"""The parent in a guest: preloads modules, waits for the controller, and becomes the collector."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Run the parent of a guest until the controller wants no more of it.
+    """Run the parent of a guest until the controller does not need it any more.
 
-    Prints ``{"ready": true}`` once everything is preloaded and the socket is listened on: the
-    guest's agent waits for that line of ``FORKD_WARMUP_CMD``.
+    Prints ``{"ready": true}`` once everything is preloaded and it listens on its socket: the
+    guest's agent waits for that line from ``FORKD_WARMUP_CMD``.
 
     :param argv: the command line, see ``--help``.
     :returns: the exit status.
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     if sys.path[:1] in ([""], [os.getcwd()]):
-        del sys.path[0]  # where the agent happens to be, which "python -m" puts first
+        del sys.path[0]  # "python -m" puts the agent's working directory first
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes.become_subreaper()
     frozen.watch()
@@ -106,9 +106,9 @@ def main(argv: list[str]) -> int:
 
 
 def _listen() -> socket.socket:
-    """The socket that the relay connects to.
+    """Make the socket that the relay connects to.
 
-    :raises SystemExit: if there is no place for it.
+    :raises SystemExit: if it cannot be made.
     """
     given = os.environ.get("PYTEST_FORKD_SOCKET")
     error: OSError | None = None
@@ -135,7 +135,7 @@ class _Guest:
         self.project = Project()
 
     def run(self) -> int:
-        """Rest until the controller has a run; become its collector."""
+        """Wait until the controller has a run, and become its collector."""
         while True:
             self.port.wait(None)
             if self.port.opened():
@@ -152,7 +152,7 @@ class _Guest:
                     self.obey(message)
 
     def describe(self) -> dict[str, Any]:
-        """What the controller has to know of this guest."""
+        """What the controller has to know about this guest."""
         return {
             "state": "rest",
             "version": pytest_forkd.__version__,
@@ -175,7 +175,7 @@ class _Guest:
             self.port.control({"synced": self.project.finish()})
 
     def collect(self, request: dict[str, Any]) -> NoReturn:
-        """Run the collector in this process; a worker, its fork, ends here, too."""
+        """Run the collector in this process; its fork, the worker, ends here, too."""
         status = 70  # EX_SOFTWARE of sysexits.h
         connection = Connection(self.port)
         me = os.getpid()
@@ -206,9 +206,9 @@ class _Guest:
             os._exit(status)
 
     def move_in(self, request: dict[str, Any]) -> str | None:
-        """Turn what holds for the controller's machine into what holds here.
+        """Adapt a request, which was made for the controller's machine, to this guest.
 
-        :returns: why that is impossible.
+        :returns: why that is impossible; ``None`` if it was done.
         """
         if not os.path.isdir(request["cwd"]):
             return (

@@ -21,43 +21,43 @@ from pytest_forkd.parent.worker.nursery import Nursery, WorkerStart
 
 __all__ = ["Connection", "GuestNursery"]
 
-#: Seconds for the controller to take what a process that is about to end has told.
+#: Seconds for the controller to receive the last messages of a process before it ends.
 _FLUSH_LIMIT = 60.0
-#: Seconds between two looks at what was written to standard error.
+#: Seconds between checks for new data on standard error.
 _STDERR_INTERVAL = 0.1
-#: Seconds between two looks at whether there is room for processes.
+#: Seconds between checks for too many processes.
 _CROWD_INTERVAL = 1.0
-#: Bytes that are read from a dead worker's channel: what its socket held, and some.
+#: Bytes to read from a dead worker's channel; more than its socket's buffer can hold.
 _MAX_LAST_WORDS = 16 * 1024 * 1024
-#: Bytes of standard error that are passed on; a test that writes more is cut off.
+#: Bytes of standard error that are passed on; the rest is dropped.
 _MAX_STDERR = 64 * 1024 * 1024
 _CHUNK = 128 * 1024
 
 
 class Connection:
-    """The collector's connection to the controller: has what it uses of a ``FrameSocket``.
+    """The collector's connection to the controller; has the methods of ``FrameSocket`` it needs.
 
-    :param port: the guest's.
+    :param port: the guest's port.
     """
 
     def __init__(self, port: Port | VirtioPort) -> None:
         self.port = port
         self.eof = False
-        # Nameless: it goes with the last process that has it open.
+        # Unnamed, so it is removed when the last process closes it. Reopened, to get O_APPEND.
         with tempfile.TemporaryFile(buffering=0) as file:
             self._stderr = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR | os.O_APPEND)
         self._told = 0
 
     def take_stderr(self) -> None:
-        """Make standard error of this process, and of its forks, what goes to the controller."""
+        """Redirect standard error of this process, and of its forks, to the controller."""
         os.dup2(self._stderr, 2)
 
     def fileno(self) -> int:
-        """A descriptor that the tripwires leave out."""
+        """Its descriptor, which the tripwires must ignore."""
         return self._stderr
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message, and wait until the controller has it: the process may end now."""
+        """Send a message, and wait until the controller has it, as this process may end next."""
         self.forward_stderr()
         self.port.control(message)
         self.port.flush(_FLUSH_LIMIT)
@@ -71,13 +71,13 @@ class Connection:
             self.port.data(STDERR, data)
 
     def close(self) -> None:
-        """In a worker: let go of what belongs to the collector."""
+        """In a worker: close what belongs to the collector."""
         self.port.close()
         os.close(self._stderr)
 
 
 class GuestNursery(Nursery):
-    """Takes requests from the guest's port, and passes on what the worker's channel carries."""
+    """Takes requests from the guest's port, and forwards the worker's channel."""
 
     connection: Connection  # type: ignore[assignment]
 
@@ -85,17 +85,17 @@ class GuestNursery(Nursery):
         super().__init__(connection)  # type: ignore[arg-type]
         self._port = connection.port
         self._channel: socket.socket | None = None
-        #: What the worker has not taken yet, and whether nothing comes after it.
+        #: Commands that the worker has not taken yet, and whether the stream ends after them.
         self._commands = bytearray()
         self._commands_end = False
-        #: What the worker is to leave to others; set when it is forked.
+        #: Disks and processes, which the worker must not use up; set when it is forked.
         self._resources: Resources | None = None
-        #: When to look for a crowd, by ``time.monotonic()``.
+        #: When to look for too many processes next, by ``time.monotonic()``.
         self._next_look = 0.0
         self._crowds = CrowdWatch()
 
     def run(self) -> WorkerStart | None:
-        """Serve the controller until it wants no more; see :meth:`Nursery.run`."""
+        """Serve the controller until it needs no more workers; see :meth:`Nursery.run`."""
         interrupt = signal.getsignal(signal.SIGINT)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._selector = self._port.selector
@@ -133,7 +133,7 @@ class GuestNursery(Nursery):
             self._look_around(self._resources)
 
     def _look_around(self, resources: Resources) -> None:
-        """Give the worker up if it has forked without end, which nobody else can tell."""
+        """Give the worker up if a test keeps forking processes; nobody else would notice."""
         now = time.monotonic()
         if now < self._next_look:
             return
@@ -143,7 +143,7 @@ class GuestNursery(Nursery):
             self._give_up(f"its guest was given up: {crowd.reason}")
 
     def _give_up(self, reason: str) -> None:
-        """Have the controller take this guest, and all that is in it, for dead."""
+        """Kill the worker and report its end, so that the controller drops this guest."""
         self._pass_on(last=True)
         for pid in list(self._children):
             with contextlib.suppress(ProcessLookupError):
@@ -158,7 +158,7 @@ class GuestNursery(Nursery):
             self._channel.setblocking(False)
             basetemp = message["fork"]["basetemp"]
             if basetemp is not None:
-                # The controller's directory, of which there is only the name here.
+                # This directory exists on the controller's machine, but not here.
                 os.makedirs(os.path.dirname(basetemp), mode=0o700, exist_ok=True)
             self._resources = Resources()
             self._fork(Frame(message, [theirs.detach()]))
@@ -186,9 +186,9 @@ class GuestNursery(Nursery):
     # -- the worker's channel ------------------------------------------------------------------
 
     def _pass_on(self, *, last: bool = False) -> None:
-        """Write what the worker has said to the stream.
+        """Forward the worker's messages to the stream.
 
-        :param last: it is dead: all that it said, however full the stream is.
+        :param last: the worker is dead: forward all of them, however full the stream is.
         """
         total = 0
         while self._channel is not None and (last or not self._port.full):
@@ -206,7 +206,7 @@ class GuestNursery(Nursery):
         self._watch_channel()
 
     def _command(self, payload: bytes) -> None:
-        """Give the worker what the controller has said to it."""
+        """Queue a command of the controller for the worker; an empty one ends the channel."""
         if payload:
             self._commands += payload
         else:
@@ -214,10 +214,10 @@ class GuestNursery(Nursery):
         self._pass_commands()
 
     def _pass_commands(self) -> None:
-        """Write what there is room for: a worker reads between tests only, and may be writing."""
+        """Write as much as fits, without waiting: a worker reads commands only between tests."""
         if self._channel is None:
             return
-        with contextlib.suppress(OSError):  # full, or dead; its end is told
+        with contextlib.suppress(OSError):  # buffer full, or worker dead, which shows elsewhere
             while self._commands:
                 del self._commands[: self._channel.send(self._commands[:_CHUNK])]
             if self._commands_end:
@@ -225,7 +225,7 @@ class GuestNursery(Nursery):
                 self._channel.shutdown(socket.SHUT_WR)
 
     def _watch_channel(self) -> None:
-        """Be woken by what can be done with the channel just now."""
+        """Wait for the events on the channel that can be handled now."""
         if self._channel is None:
             return
         events = 0 if self._port.full else selectors.EVENT_READ
@@ -247,9 +247,9 @@ class GuestNursery(Nursery):
 
 
 def _stand_out() -> None:
-    """Be heard among a thousand processes, and be the last to go if there is no memory.
+    """Get priority over a thousand processes of a test, and protection from the OOM killer.
 
-    Not to be called before the worker is forked, which would inherit that.
+    Call it after the worker is forked, which would otherwise inherit both.
     """
     if os.environ.get(SHARED_KERNEL):
         return

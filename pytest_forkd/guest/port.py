@@ -21,11 +21,11 @@ from pytest_forkd.guest.endpoint import Endpoint
 
 __all__ = ["MAX_UNSENT", "Port"]
 
-#: Bytes for the controller after which a worker is not read from any more.
+#: Unsent bytes for the controller after which nothing more is read from the worker.
 MAX_UNSENT = 4 * 1024 * 1024
-#: A line of an exchange is refused beyond this; requests of 2 MB do not pass the daemon.
+#: Longest line of an exchange; the daemon refuses requests of 2 MB anyway.
 _MAX_LINE = 4 * 1024 * 1024
-#: Seconds between two answers with data, unless there is much: each costs a round trip.
+#: Seconds between answers with data, unless there is much data: each costs a round trip.
 _COALESCE = 0.005
 _MUCH = 64 * 1024
 #: Seconds for the relay to take an answer.
@@ -44,9 +44,9 @@ class _Relay:
 
 
 class Port:
-    """Sends and receives frames; does so only while :meth:`wait` is running.
+    """Sends and receives frames, but only while :meth:`wait` is running.
 
-    It has a selector that a fork may go on using, as it is no descriptor that both would share.
+    The selector uses poll(2), not epoll(7), whose descriptor a fork would share.
 
     :param listener: a listening unix socket, which it owns.
     """
@@ -58,10 +58,10 @@ class Port:
         self._demultiplexer = Demultiplexer(CONTROL, WORKER, FILES)
         self._relays: list[_Relay] = []
         self._answered = 0.0
-        #: The streams that :meth:`opened` has told of, and whose bytes are being read.
+        #: The last stream reported by :meth:`opened`, and the one that is being read.
         self._generation = 0
         self._reading = 0
-        #: Whoever has something else to wait for registers it here, with any data but a callable.
+        #: Register other files to wait for here; their data must not be callable.
         self.selector = selectors.PollSelector()
         self.selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -87,13 +87,13 @@ class Port:
         self._endpoint.write(control_frame(message))
 
     def data(self, channel: int, data: bytes) -> None:
-        """Write to another channel."""
+        """Write data to another channel."""
         self._endpoint.write(data_frames(channel, data))
 
     def frames(self) -> list[tuple[int, bytes]]:
         """The frames that have arrived.
 
-        :raises FrameError: on what no controller would send.
+        :raises FrameError: on a frame that no controller would send.
         """
         if self._reading != self._endpoint.generation:
             self._reading = self._endpoint.generation
@@ -104,7 +104,7 @@ class Port:
         """Serve exchanges until there is something to do.
 
         :param timeout: seconds to wait at most.
-        :returns: the data of what else is registered and is ready.
+        :returns: the data of other registered files that are ready.
         """
         now = time.monotonic()
         deadlines = [self._due(relay, now) for relay in self._relays if relay.request]
@@ -112,7 +112,7 @@ class Port:
             deadlines.append(now + timeout)
         limit = max(0.0, min(deadlines) - now) if deadlines else None
         if self._endpoint.unread or self._generation != self._endpoint.generation:
-            limit = 0.0  # it came while flush() was waiting, and nobody has looked at it
+            limit = 0.0  # something arrived during flush() and has not been handled
         others = []
         for key, _mask in self.selector.select(limit):
             if isinstance(key.data, _Relay):
@@ -139,7 +139,7 @@ class Port:
         return not self.pending
 
     def close(self) -> None:
-        """Close every socket: in a worker, to which they do not belong."""
+        """In a worker: close every socket, since they belong to the collector."""
         self.selector.close()
         self._listener.close()
         for relay in self._relays:
@@ -149,7 +149,7 @@ class Port:
     # -- exchanges -----------------------------------------------------------------------------
 
     def _due(self, relay: _Relay, now: float) -> float:
-        """When a request is to be answered."""
+        """The time at which to answer a request."""
         assert relay.request is not None
         if relay.request.data or relay.request.generation != self._endpoint.generation:
             return now
@@ -176,7 +176,7 @@ class Port:
             data = b""
         relay.buffer += data
         if not data or len(relay.buffer) > _MAX_LINE or relay.request is not None:
-            self._drop(relay)  # nobody waits for an answer any more
+            self._drop(relay)  # the relay has gone, or breaks the protocol
             return
         if not data.endswith(b"\n"):
             return
@@ -200,7 +200,7 @@ class Port:
         self._reply(relay, self._endpoint.answer(relay.request))
 
     def _reply(self, relay: _Relay, line: str) -> None:
-        with contextlib.suppress(OSError):  # the relay has gone; the controller asks again
+        with contextlib.suppress(OSError):  # if the relay has gone, the controller retries
             relay.sock.settimeout(_ANSWER_LIMIT)
             relay.sock.sendall(line.encode("ascii", "replace") + b"\n")
         self._drop(relay)

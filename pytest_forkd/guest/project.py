@@ -1,4 +1,4 @@
-"""The project's files in a guest: what there is, and making it what the controller has."""
+"""The project's files in a guest: lists them, and makes them equal to the controller's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Project:
         }
 
     def begin(self, message: dict[str, Any]) -> None:
-        """A difference of the tree at ``root`` follows."""
+        """Begin to take a difference for the tree at ``root``."""
         self._error = None
         try:
             self._applier = Applier(message["root"])
@@ -38,7 +38,7 @@ class Project:
             self._error = str(exc)
 
     def take(self, data: bytes) -> None:
-        """The next bytes of it; after an error the rest is passed over."""
+        """Take the next bytes of the difference; after an error they are ignored."""
         if self._applier is not None:
             try:
                 self._applier.feed(data)
@@ -46,7 +46,7 @@ class Project:
                 self._fail(exc)
 
     def finish(self) -> dict[str, Any]:
-        """That was all of it; returns what came of it."""
+        """End the difference; returns the result."""
         if self._applier is not None:
             try:
                 self._applier.finish()

@@ -1,7 +1,7 @@
-"""Runs a tiny suite in a fork before a guest is made a snapshot of.
+"""Runs a tiny suite in a fork before a snapshot of the guest is made.
 
-What comes first is slow in a guest: files are read from an image, and plugins that pytest rewrites
-are compiled. A clone has all that in its memory, if it was done once before.
+A first run is slow in a guest: files are read from an image, and plugins that pytest rewrites are
+compiled. If that is done before the snapshot, clones have the results in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_forkd.parent import processes
 
 __all__ = ["rehearse"]
 
-#: Seconds for the fork to be done, in emulation.
+#: Seconds for the fork to finish, even on an emulated processor.
 _LIMIT = 300.0
 _TEST = """
 import pytest
@@ -34,16 +34,16 @@ def one(tmp_path, monkeypatch):
 def test(one, two, capsys):
     assert one + 1 == two
 """
-#: Bytes of names of modules.
+#: Bytes of module names to read from the fork.
 _MAX_NAMES = 1 << 20
-#: Modules that do something when they are imported.
+#: Modules that have side effects when they are imported.
 _NOT_IMPORTED = frozenset({"antigravity", "idlelib", "readline", "rlcompleter", "this", "tkinter"})
 
 
 def rehearse() -> None:
-    """Run the suite, and import here what that has imported of the standard library and pytest.
+    """Run the suite in a fork, then import here the stdlib and pytest modules that it imported.
 
-    A plugin that does not like it, whatever it does, does it in the fork.
+    A plugin that misbehaves can only harm the fork.
     """
     reader, writer = os.pipe()
     pid = processes.fork()
@@ -62,7 +62,7 @@ def rehearse() -> None:
 
 
 def _read(fd: int) -> bytes:
-    """What the fork says, until it is done or takes too long."""
+    """All that the fork writes; empty if it takes too long or writes too much."""
     data = b""
     poller = select.poll()
     poller.register(fd, select.POLLIN)

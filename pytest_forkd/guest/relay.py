@@ -1,4 +1,4 @@
-"""Hands an exchange to the parent in this guest, and its answer back; needs nothing but Python.
+"""Passes an exchange to the parent in this guest, and returns the answer; needs only Python.
 
 The guest's agent runs this file, as ``python3 -c`` (the exchange is in the arguments, joined) or
 inside its own interpreter. The parent listens on a unix socket: ``PYTEST_FORKD_SOCKET``, else
@@ -23,7 +23,7 @@ def exchange(line: str) -> str:
     for path in (given,) if given else PATHS:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # The parent does not listen while it imports and collects.
+            # The parent does not answer while it imports and collects.
             sock.settimeout(wait + 2)
             try:
                 sock.connect(path)

@@ -1,4 +1,4 @@
-"""What a test has taken of its guest and not given back, which the tests after it would miss."""
+"""Detects that a test has used up a guest's disks or processes, so that later tests would fail."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from pytest_forkd.guest.restore import SHARED_KERNEL
 
 __all__ = ["Crowd", "CrowdWatch", "Resources"]
 
-#: Bytes and inodes without which next to no test can do.
+#: A file system with fewer free bytes or inodes than this counts as full.
 _LEAST_BYTES = 1024 * 1024
 _LEAST_INODES = 64
-#: Of the tasks that the kernel allows, the part that is as good as all.
+#: There are too many tasks if they are this fraction of those that the kernel allows.
 _CROWDED = 0.9
-#: Without memory it does not get that far; then so many tasks are a crowd, and so little is none.
+#: If memory runs out before that, more tasks than this are too many. It has run out if less than
+#: this fraction is available.
 _MANY_TASKS = 1000
 _LEAST_MEMORY = 0.05
-#: Seconds without a change for the better or worse after which a crowd stays one, and what counts
-#: as a change: a tenth more processes, or a tenth less of them that want to run.
+#: Seconds without a change after which a crowd will not go away by itself. A change is a tenth more
+#: tasks, or a tenth fewer that want to run.
 _CROWD_LIMIT = 10.0
 _CHANGE = 0.1
-#: The same for a crowd without memory, whose processes do not want to run since each of them waits
-#: for its program to be read from the disk again. In another few seconds nothing runs, nor do we.
+#: The same if there is no memory left. Then few tasks want to run: they wait for their program to
+#: be read from the disk again. A few seconds later nothing runs, this process included.
 _STARVED_LIMIT = 1.0
 
 
 class Crowd(NamedTuple):
-    """Processes that leave no room for others.
+    """So many processes that there is no room for others.
 
-    :ivar tasks: how many processes and threads there are. May be more than the kernel allows: it
-        looks at their number, and adds to it later.
+    :ivar tasks: how many processes and threads there are. It may be more than the kernel allows,
+        which checks their number before it increases it.
     :ivar running: how many of them want to run.
-    :ivar reason: what there is no more of, in words.
-    :ivar starved: next to no memory is available, either.
+    :ivar reason: what has run out, in words.
+    :ivar starved: whether almost no memory is available, either.
     """
 
     tasks: int
@@ -46,11 +47,11 @@ class Crowd(NamedTuple):
 
 
 class CrowdWatch:
-    """Tells a crowd that stays from one that a busy machine has not got through yet.
+    """Tells a crowd that will stay from one that is just slow to end on a busy machine.
 
-    A test that forks up to the limit and then fails is over when each process has had its turn. On
-    an emulated processor that takes longer than any fixed time: as long as the crowd grows, or
-    fewer and fewer of it want to run, it is on its way.
+    If a test forks up to the limit and then fails, its processes end once each has had its turn. On
+    an emulated processor that may take longer than any fixed limit. But as long as the crowd grows,
+    or fewer and fewer of its tasks want to run, there is progress.
     """
 
     def __init__(self) -> None:
@@ -61,8 +62,8 @@ class CrowdWatch:
     def stays(self, crowd: Crowd | None, now: float) -> bool:
         """Whether the crowd has to be ended.
 
-        :param crowd: what there is at this time.
-        :param now: seconds, by ``time.monotonic()``.
+        :param crowd: the current crowd, if any.
+        :param now: the time, by ``time.monotonic()``.
         """
         seen = self._seen
         if crowd is None or not crowd.starved:
@@ -80,7 +81,7 @@ class CrowdWatch:
         if crowd.tasks > seen.tasks * (1 + _CHANGE):
             self._seen, self._changed = crowd, now
         elif crowd.running < seen.running * (1 - _CHANGE):
-            # Its size stays the largest seen: a crowd that swings to and fro does not grow.
+            # Keep the largest size: a crowd that shrinks and grows again makes no progress.
             self._seen, self._changed = seen._replace(running=crowd.running), now
         return now - self._changed >= _CROWD_LIMIT
 
@@ -88,8 +89,8 @@ class CrowdWatch:
 class Resources:
     """Disks and processes of this guest; made when its worker begins.
 
-    What is full by then, as an image that was mounted to be read, is not looked at again. Where
-    the guest shares its kernel, as one in a container does, nothing is: others may have taken it.
+    A file system that is full by then, such as a mounted image, is not checked later. If the guest
+    shares its kernel, as in a container, nothing is checked: others may have used it up.
 
     :param proc: where proc(5) is.
     """
@@ -100,7 +101,7 @@ class Resources:
         self._places = [] if self._shared else [p for p in self._mounts() if not _is_full(p)]
 
     def exhausted(self) -> str | None:
-        """What there is no more of, in words; ``None`` if tests can go on here."""
+        """What has run out, in words; ``None`` if tests can go on here."""
         for place in self._places:
             if _is_full(place):
                 return f"the file system of {place} is full"
@@ -108,11 +109,11 @@ class Resources:
         return None if crowd is None else crowd.reason
 
     def crowd(self) -> Crowd | None:
-        """How many processes there are, if there is no room for others."""
+        """The crowd, if there are too many processes; else ``None``."""
         if self._shared:
             return None
         try:
-            # "0.20 0.18 0.12 1/80 11206": running and all, processes and threads alike
+            # "0.20 0.18 0.12 1/80 11206": 1 of 80 tasks (processes and threads) is running
             running, tasks = map(int, self._read("loadavg").split()[3].split("/"))
             allowed = min(int(self._read(f"sys/kernel/{n}")) for n in ("threads-max", "pid_max"))
             starved = self._memory() < _LEAST_MEMORY
@@ -123,16 +124,16 @@ class Resources:
                 reason = f"it has {tasks} processes and threads, and no memory left"
                 return Crowd(tasks, running, reason, starved)
         except (OSError, ValueError, LookupError, AttributeError):
-            pass  # no room for this either, or another kind of kernel
+            pass  # no memory or descriptor left to read it, or another kind of kernel
         return None
 
     def _memory(self) -> float:
-        """The part of the memory that is available."""
+        """The fraction of the memory that is available."""
         found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+)", self._read("meminfo"), re.M))
         return int(found["MemAvailable"]) / int(found["MemTotal"])
 
     def _mounts(self) -> list[str]:
-        """Where file systems are that files can be written to."""
+        """Mount points of writable file systems."""
         places: dict[str, None] = {}
         with contextlib.suppress(OSError, IndexError):
             for line in self._read("self/mounts").splitlines():
@@ -151,6 +152,6 @@ def _is_full(place: str) -> bool:
     try:
         status = os.statvfs(place)
     except OSError:
-        return False  # a test has unmounted it, or removed what it is below
+        return False  # a test has unmounted it, or removed a directory above it
     inodes = status.f_files > 0 and status.f_favail < _LEAST_INODES
     return status.f_bavail * status.f_frsize < _LEAST_BYTES or inodes

@@ -1,7 +1,7 @@
-"""What a guest does first when it has been cloned, so that it is unlike the others.
+"""Makes a guest that has just been cloned different from other clones.
 
-A snapshot holds the clock, the state of every random generator, the host name and the id of the
-boot, so clones would share them. What a guest is not allowed to change is left, and told.
+A snapshot holds the clock, the state of every random generator, the host name and the boot id, so
+clones would share them. What a guest is not allowed to change is left as it is, and reported.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from pytest_forkd.guest.disk import mount
 
 __all__ = ["SHARED_KERNEL", "restore"]
 
-#: Set where the "guest" has no kernel of its own, whose clock and name it would change.
+#: Set if the "guest" shares its kernel with others, and so must not change clock and host name.
 SHARED_KERNEL = "PYTEST_FORKD_SHARED_KERNEL"
 #: Requests of Linux's include/uapi/linux/random.h.
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
-#: Seconds by which the clock may be wrong: setting it is about as good.
+#: Seconds by which the clock may be wrong; setting it would be no more exact.
 _CLOCK_TOLERANCE = 0.02
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-#: What is seen in its place.
+#: The file that is mounted over it.
 _OWN_BOOT_ID = "/run/pytest-forkd-boot-id"
 #: mount(2).
 _MS_BIND = 4096
 
 
 def restore(message: dict[str, Any]) -> list[str]:
-    """Make this guest one of its own.
+    """Make this guest different from other clones.
 
     :param message: ``time`` (seconds since the epoch, now), ``seed`` (base64 of random bytes that
         no other clone gets) and ``hostname``.
-    :returns: what could not be done: ``clock``, ``hostname``, ``entropy``, ``boot_id``.
+    :returns: which parts failed, of ``clock``, ``hostname``, ``entropy`` and ``boot_id``.
     """
     seed = base64.b64decode(message["seed"])
     shared = bool(os.environ.get(SHARED_KERNEL))
@@ -60,7 +60,7 @@ def restore(message: dict[str, Any]) -> list[str]:
             step()
         except (OSError, AttributeError):
             failed.append(name)
-    # Everybody may stir the pool, though the kernel does not count that as entropy.
+    # Any user may mix data into the kernel's pool, though it is not credited as entropy.
     with contextlib.suppress(OSError), open("/dev/urandom", "wb", buffering=0) as file:
         file.write(seed)
     random.seed(seed + os.urandom(32))
@@ -73,7 +73,7 @@ def _set_clock(now: float) -> None:
 
 
 def _feed_kernel(seed: bytes) -> None:
-    """Have the kernel's generator start anew from ``seed``, so that it does not go on as its twin.
+    """Reseed the kernel's random generator from ``seed``; otherwise all clones would draw alike.
 
     ``RNDADDENTROPY`` takes a ``struct rand_pool_info``: bits of entropy, size, bytes.
     """
@@ -83,14 +83,14 @@ def _feed_kernel(seed: bytes) -> None:
 
 
 def _show_boot_id(seed: bytes) -> None:
-    """Cover the kernel's boot id, which nobody can set, with a file.
+    """Mount a file with another boot id over the kernel's, which cannot be changed.
 
-    It is made from ``seed``, not drawn: where the kernel could not be fed, clones draw alike.
+    The id is derived from ``seed``: if reseeding the kernel has failed, clones draw equal numbers.
     """
     own = uuid.UUID(bytes=hashlib.sha256(b"boot id" + seed).digest()[:16], version=4)
     with open(_OWN_BOOT_ID, "w", encoding="ascii") as file:
         os.fchmod(file.fileno(), 0o444)
         file.write(f"{own}\n")
-    # A clone of a clone finds it covered already.
+    # In a clone of a clone, the file is mounted already.
     if not os.path.samefile(_OWN_BOOT_ID, _BOOT_ID):
         mount(_OWN_BOOT_ID, _BOOT_ID, None, _MS_BIND, None)

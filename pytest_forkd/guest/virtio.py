@@ -1,7 +1,7 @@
-"""The guest's end of its stream, where that is a virtio port of its own.
+"""The guest's end of its stream, if the stream is a virtio port of its own.
 
-Linux shows such a port as a character device, which one process can open. It does not say that the
-other end is another one than before: a clone is told by an ``OPEN`` frame.
+Linux shows such a port as a character device, which one process can open. The device does not show
+that the guest has been cloned and has another peer: an ``OPEN`` frame says so.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["VirtioPort", "find_port"]
 
 #: Seconds for the kernel to find the device.
 _DEVICE_LIMIT = 20.0
-#: Seconds without anybody at the other end after which there will be nobody.
+#: Seconds after which a closed other end is taken for gone.
 _HANGUP_LIMIT = 5.0
 _HANGUP_INTERVAL = 0.05
 _CHUNK = 128 * 1024
@@ -53,9 +53,9 @@ def find_port(name: str) -> int:
 
 
 class VirtioPort:
-    """Sends and receives frames; has what a :class:`~pytest_forkd.guest.port.Port` has.
+    """Sends and receives frames; has the interface of :class:`~pytest_forkd.guest.port.Port`.
 
-    :param fd: of the open device, which it owns.
+    :param fd: the descriptor of the open device, which it owns.
     """
 
     def __init__(self, fd: int) -> None:
@@ -66,7 +66,7 @@ class VirtioPort:
         self._opened = False
         self._events = selectors.EVENT_READ
         self._hung_up: float | None = None
-        #: Whoever has something else to wait for registers it here, with data of its own.
+        #: Register other files to wait for here.
         self.selector = selectors.PollSelector()
         self.selector.register(fd, self._events, self)
 
@@ -77,7 +77,7 @@ class VirtioPort:
 
     @property
     def pending(self) -> bool:
-        """Whether the controller has not got all that was written."""
+        """Whether some of what was written has not been sent."""
         return bool(self._unsent)
 
     def opened(self) -> bool:
@@ -91,7 +91,7 @@ class VirtioPort:
         self._write()
 
     def data(self, channel: int, data: bytes) -> None:
-        """Write to another channel."""
+        """Write data to another channel."""
         self._unsent += data_frames(channel, data)
         self._write()
 
@@ -104,7 +104,7 @@ class VirtioPort:
         """Send and receive until there is something to do.
 
         :param timeout: seconds to wait at most.
-        :returns: the data of what else is registered and is ready.
+        :returns: the data of other registered files that are ready.
         :raises EOFError: if the controller has gone.
         """
         self._watch()
@@ -120,7 +120,7 @@ class VirtioPort:
         return others
 
     def flush(self, limit: float) -> bool:
-        """Wait until the controller has all that was written.
+        """Wait until all that was written has been sent.
 
         :param limit: seconds to wait at most.
         :returns: whether it has.
@@ -134,7 +134,7 @@ class VirtioPort:
         return not self._unsent
 
     def close(self) -> None:
-        """Close the port: in a worker, to which it does not belong."""
+        """In a worker: close the port, since it belongs to the collector."""
         self.selector.close()
         os.close(self._fd)
 
@@ -154,7 +154,7 @@ class VirtioPort:
         self._hung_up = None
         for channel, payload in self._demultiplexer.feed(data):
             if channel == OPEN:
-                # What was meant for somebody else is nobody's any more.
+                # Data from and for the previous peer is void.
                 self._frames.clear()
                 self._unsent.clear()
                 self._opened = True
@@ -162,7 +162,7 @@ class VirtioPort:
                 self._frames.append((channel, payload))
 
     def _nobody_there(self) -> None:
-        """The other end is closed; for a moment, that is so in every clone."""
+        """Handle a closed other end; in every clone, it is closed for a moment at first."""
         now = time.monotonic()
         if self._hung_up is None:
             self._hung_up = now
@@ -171,7 +171,7 @@ class VirtioPort:
         time.sleep(_HANGUP_INTERVAL)
 
     def _watch(self) -> None:
-        """Be woken when there is room, if something waits for it."""
+        """Wait for room to write if there is unsent data."""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
         if events != self._events:
             self._events = events

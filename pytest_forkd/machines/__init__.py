@@ -1,1 +1,1 @@
-"""What backends whose workers are virtual machines have in common."""
+"""What backends have in common whose workers run in virtual machines."""

@@ -1,13 +1,13 @@
-"""Workers in machines: what backends whose clones are virtual machines have in common.
+"""The common part of backends whose clones are virtual machines.
 
 Each worker has a machine of its own. The parent in it (:mod:`pytest_forkd.guest`) becomes the
 collector, and forks the worker; :class:`~pytest_forkd.machines.machine.Machine` carries its
 channel. At warm level ``imports`` all machines are clones of the snapshot, and each collects for
-itself. At level ``collection`` one machine collects, is made a snapshot of (branched), and the
-workers' machines are clones of that. Where there are several hosts, one machine on each collects.
+itself. At level ``collection`` one machine collects, a snapshot of it is made (a branch), and the
+workers' machines are clones of that. With several hosts, one machine on each host collects.
 
-Machines work in threads; what they have to say is queued, and handled in the controller's main
-loop, as is everything else here unless it says otherwise.
+Machines work in threads. Their messages are queued, and handled in the controller's main loop.
+Everything else here runs in the main loop, too, unless it says otherwise.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from pytest_forkd.machines.working_tree import Project
 
 __all__ = ["Host", "MachinesBackend", "Place"]
 
-#: Machines that may fail while they are set up, beyond one for each worker.
+#: How many machines may fail during set-up, in addition to one for each worker.
 _SPARE_FAILURES = 3
 
 
 @dataclass
 class _Order:
-    """A worker that is to have a machine."""
+    """A worker that waits for a machine."""
 
     worker: str
     message: dict[str, Any]
@@ -55,9 +55,9 @@ class _Order:
 
 
 class MachinesBackend(Fleet, Backend):
-    """The part that does not depend on what makes the machines.
+    """The part of a backend that does not depend on how machines are made.
 
-    :param project: the working tree; ``None`` if a subclass sees to it.
+    :param project: the working tree; ``None`` if a subclass handles it.
     """
 
     can_lock_files = False
@@ -87,16 +87,16 @@ class MachinesBackend(Fleet, Backend):
         if self._project is not None:
             self._project.start()
 
-    # -- what has no parent process to tell of -------------------------------------------------
+    # -- methods that are about a parent process, which there is none of ------------------------
 
     def start_collector(self, request: RunRequest) -> None:
-        """Nothing: a guest may have to get the working tree first."""
+        """Do nothing: a guest may need the working tree first."""
 
     def early_imports(self) -> tuple[list[str], dict[str, str]]:
         return [], {}
 
     def learn(self, modules: list[str]) -> None:
-        """Nothing: a snapshot does not learn."""
+        """Do nothing: a snapshot cannot be changed."""
 
     def rinfo(self) -> dict[str, Any]:
         return {
@@ -133,7 +133,7 @@ class MachinesBackend(Fleet, Backend):
         entry.machine.post({"collect": for_guests(self._request, self._environ_patterns())})
 
     def _watch(self, entry: Entry, limit: float, what: str) -> None:
-        """Do without a machine that has not said ``what`` after so many seconds."""
+        """Drop a machine that has not said ``what`` within ``limit`` seconds."""
         reason = f"it has not said within {limit:g} seconds {what}"
         entry.watch(limit, self._mailbox.post, lambda: self._lost(entry, reason))
 
@@ -153,7 +153,7 @@ class MachinesBackend(Fleet, Backend):
             entry.ended = True
             self._remove(entry)
             if not self._answered:
-                # The others are not waited for: they have the same suite.
+                # The other machines have the same suite, so do not wait for their answers.
                 for other in list(self._entries.values()):
                     self._remove(other)
                 self._tell_answer({name: value})
@@ -175,7 +175,7 @@ class MachinesBackend(Fleet, Backend):
         self._deal_soon()
 
     def _tell_answer(self, answer: dict[str, Any]) -> None:
-        """The session gets one answer to what it asked for, whoever has it first."""
+        """Pass the first machine's answer to the session, which must get only one."""
         if not self._answered:
             self._answered = True
             self._answer = answer
@@ -211,7 +211,7 @@ class MachinesBackend(Fleet, Backend):
             self._end_worker(entry.machine.worker, end)
 
     def _fail(self, entry: Entry, reason: str) -> None:
-        """No machine can be of use."""
+        """Give up, since this machine has shown that no other one would work, either."""
         if not self._answered and entry.stage != "gone":
             for each in list(self._entries.values()):
                 self._remove(each)
@@ -226,7 +226,7 @@ class MachinesBackend(Fleet, Backend):
         limit = len(self._request.nodes) + _SPARE_FAILURES
         if not self._answered:
             if self._entries or any(self._making.values()):
-                return  # another one may still answer
+                return  # another machine may still answer
             self._tell_answer(self._no_collection(reason, collecting))
         elif not self._usable_hosts() and not self._branching():
             self._no_hosts(reason)
@@ -272,13 +272,13 @@ class MachinesBackend(Fleet, Backend):
         self._deal_soon()
 
     def _deal_soon(self) -> None:
-        """Deal once everything that is being said at the moment has been said."""
+        """Deal out machines once the messages that are already queued have been handled."""
         if not self._dealing:
             self._dealing = True
             self._mailbox.post(self._deal)
 
     def _deal(self) -> None:
-        """Give machines to those who wait for one, and have made what is missing."""
+        """Give idle machines to waiting workers, and make the machines that are missing."""
         self._dealing = False
         idle = [entry for entry in self._entries.values() if entry.stage == "idle"]
         while idle and self._orders:
@@ -338,7 +338,7 @@ class MachinesBackend(Fleet, Backend):
                 order.channel.close()
                 self._end_worker(worker, WorkerEnd("it was not wanted any more"))
         elif signum == signal.SIGKILL:
-            # The guest is not asked whether it would like to.
+            # Remove the machine; the guest may not be able to react any more.
             entry.ended = True
             self._remove(entry)
             self._end_worker(worker, WorkerEnd("signal SIGKILL"))
@@ -354,7 +354,7 @@ class MachinesBackend(Fleet, Backend):
     # -- the end -------------------------------------------------------------------------------
 
     def interrupt(self) -> None:
-        """End what collects; with its machine goes all that it could leave behind."""
+        """End collecting by removing the machines, which leaves nothing behind."""
         self._ending = True
         for entry in list(self._entries.values()):
             self._remove(entry)

@@ -1,4 +1,4 @@
-"""The machines of a run: made where there is room, set up, and let go."""
+"""The machines of a run: made on the hosts with the fewest, set up, and removed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CLOSE_LIMIT = 20.0
 
 
 class Fleet(abc.ABC):
-    """Knows hosts and machines; what they are for is the business of a subclass.
+    """Manages hosts and machines; a subclass decides what they are used for.
 
-    :param project: the working tree; ``None`` if a subclass sees to it.
+    :param project: the working tree; ``None`` if a subclass handles it.
     """
 
-    #: The command that makes the snapshot anew.
+    #: The command that rebuilds the snapshot.
     rebuild = ""
 
     def __init__(self, project: Project | None) -> None:
@@ -37,7 +37,7 @@ class Fleet(abc.ABC):
         #: Snapshots of machines that have collected, by host.
         self._branches: dict[int, object] = {}
         self._entries: dict[int, Entry] = {}
-        #: How many machines have been asked for and not been set up, by host.
+        #: How many machines have been requested but are not set up yet, by host.
         self._making: collections.Counter[int] = collections.Counter()
         self._level = ""
         self._answered = False
@@ -50,49 +50,49 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     def _set_up(self, machine: Machine, hello: dict[str, Any]) -> None:
-        """Prepare a guest that has been restored from the snapshot; in a thread.
+        """Prepare a guest that has been restored from the snapshot; called in a thread.
 
-        :raises MachineError: if it is of no use.
+        :raises MachineError: if it cannot be used.
         """
 
     @abc.abstractmethod
     def _is_ready(self, entry: Entry, *, collected: bool) -> None:
-        """A machine is set up."""
+        """Called when a machine has been set up."""
 
     @abc.abstractmethod
     def _said(self, entry: Entry, name: str, value: Any) -> None:
-        """A guest that is set up has said something."""
+        """Called with each message of a guest that has been set up."""
 
     @abc.abstractmethod
     def _lost_worker(self, entry: Entry, reason: str, *, blameless: bool) -> None:
-        """A machine is gone that had a worker."""
+        """Called when a machine with a worker is lost."""
 
     @abc.abstractmethod
     def _could_not_make(self, reason: str, *, collecting: bool = False) -> None:
-        """A machine that was to be had is not.
+        """Called when a machine could not be made, or is lost before it has a worker.
 
-        :param collecting: it was lost while it collected.
+        :param collecting: whether it was lost while it collected.
         """
 
     @abc.abstractmethod
     def _no_hosts(self, reason: str) -> None:
-        """No host is left that could make a machine."""
+        """Called when there is no host left that could make a machine."""
 
     @abc.abstractmethod
     def _fail(self, entry: Entry, reason: str) -> None:
-        """No machine can be of use, as one has shown."""
+        """Called when a machine has shown that no other one would work, either."""
 
     # -- machines ------------------------------------------------------------------------------
 
     def _make(self, count: int) -> None:
-        """Have machines made, dealt over the hosts that have fewest."""
+        """Have machines made, each on the host that has the fewest."""
         shares: collections.Counter[int] = collections.Counter()
         by_id = {id(host): host for host in self._usable_hosts()}
         if not by_id:
             return
         load = collections.Counter({key: self._making[key] for key in by_id})
         load.update(id(e.host) for e in self._entries.values() if e.stage in ("idle", "busy"))
-        # A host that is not ready yet is to get its share, too.
+        # Leave a share for hosts that are not ready yet.
         most = math.ceil((sum(load.values()) + count) / len(self._hosts))
         for _ in range(count):
             key = min(by_id, key=lambda each: load[each])
@@ -134,7 +134,7 @@ class Fleet(abc.ABC):
     def _made(self, host: Host, places: list[Place], branch: object | None) -> None:
         for place in places:
             if host not in self._hosts or self._branches.get(id(host)) is not branch:
-                self._mailbox.submit(place.remove)  # of a run, or a host, that is over
+                self._mailbox.submit(place.remove)  # the run or its host is gone
                 continue
             entry = self._enter(host, place, from_snapshot=branch is None)
             entry.machine.start()
@@ -178,9 +178,9 @@ class Fleet(abc.ABC):
         self._is_ready(entry, collected=collected)
 
     def _lost(self, entry: Entry, reason: str, *, blameless: bool = False) -> None:
-        """A machine is of no use any more.
+        """Handle the loss of a machine.
 
-        :param blameless: its host is gone, and all that was there.
+        :param blameless: whether its host is gone, with all machines there.
         """
         if entry.stage == "gone":
             return
@@ -200,14 +200,14 @@ class Fleet(abc.ABC):
             self._could_not_make(reason, collecting=stage == "collecting")
 
     def _branching(self) -> bool:
-        """Whether a host may still come to have a branch, at level ``collection``."""
+        """Whether a host may still get a branch, at level ``collection``."""
         if self._level != "collection":
             return False
         branched = [id(host) for host in self._hosts if id(host) in self._branches]
         return any(id(entry.host) not in branched for entry in self._entries.values())
 
     def _drop_host(self, host: Host, reason: str) -> None:
-        """Do without a host: its machines are lost."""
+        """Stop using a host: its machines are lost."""
         if host not in self._hosts:
             return
         self._hosts.remove(host)
@@ -220,7 +220,7 @@ class Fleet(abc.ABC):
                 self._lose(entry, reason, blameless=True)
 
     def _remove(self, entry: Entry) -> None:
-        """Let go of a machine and have it removed."""
+        """Forget a machine, and have it removed in a thread."""
         if entry.stage != "gone":
             if entry.stage == "setup":
                 self._making[id(entry.host)] -= 1
@@ -229,7 +229,7 @@ class Fleet(abc.ABC):
             entry.machine.close()
             del self._entries[id(entry)]
             if not self._closed:
-                if entry.host in self._hosts:  # else it may not answer; close() sees to the rest
+                if entry.host in self._hosts:  # a dropped host may hang; close() cleans up there
                     self._mailbox.submit(entry.place.remove)
                 self._mailbox.submit(self._release, entry.machine)
 

@@ -1,4 +1,4 @@
-"""What of a run's request a guest gets: it is another machine, and not trusted with secrets."""
+"""The part of a run's request that a guest gets: it is another machine, and must get no secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_forkd.backends.base import RunRequest
 
 __all__ = ["ENVIRONMENT", "for_guests"]
 
-#: Patterns of the variables that tests may depend on and that say nothing of this machine.
+#: Patterns of variables that tests may depend on and that do not describe this machine.
 ENVIRONMENT = (
     "CI",
     "COLUMNS",
@@ -42,7 +42,7 @@ _NEVER = ("FORKD_TOKEN", "PYTEST_FORKD_*")
 def for_guests(request: RunRequest, patterns: Iterable[str]) -> dict[str, Any]:
     """The request as it is sent.
 
-    :param patterns: of further variables that guests get.
+    :param patterns: patterns of further variables that guests get.
     """
     wanted = [*ENVIRONMENT, *patterns]
     environ = {
@@ -60,7 +60,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _own_path(path: list[str], cwd: str) -> list[str]:
-    """Where modules are looked for, less this interpreter's own directories: a guest has others."""
+    """The module search path without this interpreter's directories: a guest has its own."""
     foreign = {os.path.realpath(each) for each in (sys.prefix, sys.base_prefix)}
     foreign.update(os.path.realpath(each) for each in sysconfig.get_paths().values())
 

@@ -1,7 +1,7 @@
-"""What a guest may say, checked: a guest is not trusted, whatever it was when it was made.
+"""Checks the messages of guests, which are not trusted: tests may have changed them.
 
-What it says as a collector is described in :mod:`pytest_forkd.channel.collector_messages`. Each
-check here takes the value that came with a message's key and returns it, as far as it is used.
+The collector's messages are checked in :mod:`pytest_forkd.channel.collector_messages`. Each check
+here takes the value of a message, and returns the part of it that is used.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pytest_forkd.channel.frames import FrameError
 
 __all__ = ["ANSWERS", "NO_SESSION", "check"]
 
-#: What a guest says that has no session, and all that it may say when it was asked to collect.
+#: Answers of a guest whose session never began, and all possible answers to ``collect``.
 NO_SESSION = ("usage_error", "unconfigured", "imported_early")
 ANSWERS = ("warm", "unsuitable", "ended", *NO_SESSION)
 
-#: Characters of a text.
+#: Most characters of a text.
 _MAX_TEXT = 4 * 1024 * 1024
 
 
@@ -34,7 +34,7 @@ def check(message: dict[str, Any]) -> tuple[str, Any]:
         return name, checker(value)
     checked = check_collected(name, value)
     if isinstance(checked, dict) and "modules" in checked:
-        checked["modules"] = []  # names of modules to import are not taken from a guest
+        checked["modules"] = []  # a guest must not decide what later runs import early
         if name == "unsuitable":
             checked["complete"] = False
     return name, checked
@@ -59,7 +59,7 @@ def _text(value: Any, limit: int = _MAX_TEXT) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A text that the user gets to see; it changes nothing but the lines it stands in."""
+    """A text to be shown to the user, without characters that could change the terminal."""
     return shown(_text(value))
 
 

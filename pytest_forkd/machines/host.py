@@ -1,4 +1,4 @@
-"""Where machines are made, and what is known of each."""
+"""Hosts, on which machines are made, and what is known about each machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["COLLECT_LIMIT", "FORK_LIMIT", "Entry", "Host", "Place"]
 
 #: Seconds for a guest to say that it has forked its worker.
 FORK_LIMIT = 60.0
-#: Seconds for a guest to import and collect. It says nothing meanwhile, so one that never comes to
-#: an end cannot be told from one that has a large suite and a slow processor; nobody waits longer.
+#: Seconds for a guest to import and collect. It sends nothing meanwhile, so a guest that hangs
+#: looks the same as one with a large suite and a slow processor.
 COLLECT_LIMIT = 3600.0
 
 
@@ -23,8 +23,8 @@ class Place:
     """A machine that has been made, and how to reach it.
 
     :ivar name: for messages to the user.
-    :ivar connect: makes the stream to its guest; may wait, and raises MachineError.
-    :ivar remove: ends it for good; may wait; never raises.
+    :ivar connect: makes the stream to its guest; may wait, and may raise MachineError.
+    :ivar remove: removes the machine; may wait; never raises.
     """
 
     name: str
@@ -49,9 +49,9 @@ class Host(abc.ABC):
 
     @abc.abstractmethod
     def branch(self, place: Place) -> object:
-        """Make a snapshot of a machine, which nobody uses any more afterwards.
+        """Make a snapshot of a machine, which must not be used afterwards.
 
-        :returns: what :meth:`make` takes.
+        :returns: a branch, for :meth:`make`.
         :raises MachineError: if that is impossible.
         """
 
@@ -65,10 +65,10 @@ class Host(abc.ABC):
 
 
 class Entry:
-    """What the backend knows of a machine.
+    """What the backend knows about a machine.
 
     :ivar stage: ``setup``, ``collecting``, ``branching``, ``idle``, ``busy`` or ``gone``.
-    :ivar ended: its guest has told of the end that is to be expected.
+    :ivar ended: whether its guest has announced its end, which is then not a loss.
     """
 
     def __init__(self, host: Host, place: Place, machine: Machine) -> None:
@@ -85,11 +85,11 @@ class Entry:
         post: Callable[[Callable[[], None]], None],
         late: Callable[[], None],
     ) -> None:
-        """Have ``late`` called in the main loop after ``limit`` seconds, if nobody unwatches it."""
+        """Call ``late`` in the main loop after ``limit`` seconds; :meth:`unwatch` cancels that."""
         self.unwatch()
 
         def over() -> None:
-            # The main loop may have been busy, and have found out in the meantime.
+            # The message may have been handled while this call was queued.
             if self._timer is timer:
                 self._timer = None
                 late()
@@ -100,9 +100,9 @@ class Entry:
         timer.start()
 
     def unwatch(self) -> bool:
-        """There is nothing to be late with any more.
+        """Cancel :meth:`watch`.
 
-        :returns: whether there was.
+        :returns: whether it was active.
         """
         timer, self._timer = self._timer, None
         if timer is not None:

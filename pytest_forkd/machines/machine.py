@@ -1,4 +1,4 @@
-"""One machine, as the controller sees it: its stream, its worker's channel, and what it says."""
+"""The controller's side of one machine: its stream, its worker's channel, and its messages."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ from pytest_forkd.runtime.wakeup import Wakeup
 
 __all__ = ["Link", "Machine", "MachineError"]
 
-#: Seconds for a guest to answer what takes it no time.
+#: Seconds for a guest to answer a request that takes it no time.
 ANSWER_LIMIT = 60.0
-#: Seconds for a message and its answer that a guest's clock may be late by, and how often to try.
+#: The guest's clock is late by the time its message took. Seconds that a message and its answer may
+#: take, and how often to try.
 _CLOCK_LIMIT = 0.06
 _CLOCK_TRIES = 5
-#: Bytes that wait to be sent before who sends files has to wait, too.
+#: Queued bytes above which :meth:`Machine.send_files` waits.
 _MAX_QUEUED = 8 * 1024 * 1024
 #: Bytes of standard error that a guest passes on (see ``guest/nursery.py``).
 _MAX_STDERR = 64 * 1024 * 1024
@@ -46,9 +47,9 @@ _CHUNK = 256 * 1024
 
 
 class MachineError(Exception):
-    """A machine is of no use, or not any more; the message says why.
+    """A machine cannot be used, or has been lost; the message says why.
 
-    :ivar fatal: no other one would be of use either.
+    :ivar fatal: whether no other machine would work, either.
     """
 
     def __init__(self, message: str, *, fatal: bool = False) -> None:
@@ -65,27 +66,27 @@ class Link(Protocol):
     def receive(self, timeout: float | None = None) -> bytes:
         """Wait for at least one byte; raises StreamError.
 
-        :param timeout: seconds after which there may be none.
+        :param timeout: seconds after which it returns nothing; ``None`` means no limit.
         """
 
     def confirm(self) -> None:
-        """Let the guest know that all has been received; raises StreamError."""
+        """Tell the guest that everything so far has been received; raises StreamError."""
 
     def close(self) -> None:
-        """Let both end soon."""
+        """Make both methods end soon."""
 
 
 class Machine:
     """A guest that is set up in a thread of its own, and then serves one worker.
 
-    Two threads per machine: one receives and, at first, sets up; the other sends. What the guest
-    says goes to ``tell``, from the receiving thread, as a name and a checked value; the end of it
-    all is ``lost`` with the reason, or ``fatal`` if no other machine would be of use.
+    Two threads per machine: one sets up and then receives, the other one sends. The receiving
+    thread passes the guest's messages to ``tell``, each as a name and a checked value. The last one
+    is ``lost`` with a reason, or ``fatal`` if no other machine would work, either.
 
     :param name: for messages to the user.
     :param connect: makes the link; called in the receiving thread, where it may wait.
-    :param set_up: what to do before anything that the guest says is passed on, such as sending the
-        working tree; called in the receiving thread.
+    :param set_up: called in the receiving thread before any message is passed on, for example to
+        send the working tree.
     :param tell: called with the machine, a message's name and its value.
     """
 
@@ -118,7 +119,7 @@ class Machine:
         ]
         #: The worker that it serves.
         self.worker: str | None = None
-        #: Whether the guest still answers; from when it has said that its worker exists.
+        #: Watches whether the guest still answers, once its worker exists.
         self._pulse: Pulse | None = None
 
     def start(self) -> None:
@@ -126,7 +127,7 @@ class Machine:
         self._threads[0].start()
 
     def attach(self, channel: socket.socket) -> None:
-        """Pass on what comes on a worker's channel, of which it keeps a copy, and the other way."""
+        """Forward a worker's channel to the guest and back; keeps a duplicate of the socket."""
         self._channel = channel.dup()
         self._channel.setblocking(True)
         self._nudge()
@@ -136,9 +137,9 @@ class Machine:
         self._enqueue(control_frame(message))
 
     def send_files(self, pieces: Iterable[bytes], limit: float) -> None:
-        """Send bytes of files; waits while there is much to send.
+        """Send bytes of files; waits while too much is queued.
 
-        :param limit: seconds for the guest to take all but the last of it.
+        :param limit: seconds until all of it must be queued, most of it sent.
         :raises MachineError: if the machine has gone, or reads too slowly.
         """
         deadline = time.monotonic() + limit
@@ -161,17 +162,17 @@ class Machine:
     def ask(
         self, message: dict[str, Any], *names: str, limit: float = ANSWER_LIMIT
     ) -> tuple[str, Any]:
-        """Send a control message and wait for the answer; for the set-up only.
+        """Send a control message and wait for the answer; only during set-up.
 
-        :param names: what the answer may be; everything else is passed over.
-        :param limit: seconds.
-        :raises MachineError: if there is none.
+        :param names: the expected answers; other messages are ignored.
+        :param limit: seconds to wait.
+        :raises MachineError: if there is no answer.
         """
         self.post(message)
         return self.expect(*names, limit=limit)
 
     def expect(self, *names: str, limit: float = ANSWER_LIMIT) -> tuple[str, Any]:
-        """Wait for a message; for the set-up only; see :meth:`ask`."""
+        """Wait for a message; only during set-up; see :meth:`ask`."""
         deadline = time.monotonic() + limit
         while True:
             while self._received:
@@ -186,10 +187,11 @@ class Machine:
             self._received.extend(self._receive(left))
 
     def restore(self) -> dict[str, Any]:
-        """Make the guest one of its own; returns what it is.
+        """Make the guest different from other clones; returns its ``hello``.
 
-        Its clock is late by the time that the message took. A guest that has just been restored
-        reads its memory for the first time and is slow, so it is told again until it was quick.
+        The guest's clock is late by the time that the message took. A guest that has just been
+        restored is slow, since it reads its memory from the snapshot. So repeat the message until
+        it is answered quickly.
 
         :raises MachineError: if it does not answer.
         """
@@ -215,14 +217,14 @@ class Machine:
         return hello
 
     def close(self) -> None:
-        """Let go of it: nothing is told or passed on any more. Does not wait."""
+        """Stop passing on messages and data; does not wait for the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if self._link is not None:
             self._link.close()
         if self._channel is not None:
-            # Wakes who is writing into it; the other end sees the end of the stream.
+            # Wakes a thread that is writing to it; the other end sees the end of the stream.
             with contextlib.suppress(OSError):
                 self._channel.shutdown(socket.SHUT_RDWR)
         self._nudge()
@@ -241,7 +243,7 @@ class Machine:
     def _receive_all(self) -> None:
         try:
             self._link = self._connect()
-            if self._over:  # in the meantime, by who could not close the link
+            if self._over:  # closed while connecting, when close() had no link to close
                 self._link.close()
                 return
             self._threads[1].start()
@@ -262,9 +264,9 @@ class Machine:
             self._lose(f"{type(exc).__name__}: {exc}")
 
     def _say(self, name: str, value: Any) -> bool:
-        """Pass a message on; returns whether nothing more is to be received.
+        """Pass a message on; returns whether to stop receiving.
 
-        A machine that is about to be cloned must not have anybody waiting for an answer.
+        No exchange may be in progress in a machine of which a snapshot is made.
         """
         if self._closed:
             return True
@@ -283,9 +285,9 @@ class Machine:
         return collected
 
     def _listen(self) -> list[tuple[str, Any]]:
-        """Wait for messages, and see that a guest with a worker does not fall silent.
+        """Wait for messages, and check that a guest with a worker still answers.
 
-        :raises Silent: if it does.
+        :raises Silent: if it does not.
         """
         if self._pulse is None:
             return self._receive()  # until it is closed; see Entry.watch()
@@ -293,7 +295,7 @@ class Machine:
         begin = time.monotonic()
         data = self._link.receive(self._pulse.patience)
         waited = time.monotonic() - begin
-        messages = self._take(data)  # which may hold the answer, and may have to wait for others
+        messages = self._take(data)  # may block on the worker's channel, so it is not timed
         if ("pong", self._pulse.number) not in messages:
             number = self._pulse.waited(waited)
             if number is not None:
@@ -301,7 +303,7 @@ class Machine:
         return messages
 
     def _receive(self, timeout: float | None = None) -> list[tuple[str, Any]]:
-        """Wait for bytes; pass on what is no control message, and return those that are."""
+        """Wait for data; forward the other channels, and return the control messages."""
         assert self._link is not None
         return self._take(self._link.receive(timeout))
 
@@ -324,7 +326,7 @@ class Machine:
     def _pass_on(self, payload: bytes) -> None:
         if self._channel is None:
             raise FrameError("it speaks for a worker that it was not asked for")
-        with contextlib.suppress(OSError):  # nobody listens to that worker any more
+        with contextlib.suppress(OSError):  # the controller has closed the worker's channel
             self._channel.sendall(payload)
 
     def _send_all(self) -> None:
@@ -382,7 +384,7 @@ class Machine:
 
 
 def _write_stderr(data: bytes) -> None:
-    """Show what a guest's worker has written to standard error, as a fork of this process would."""
+    """Write a guest's standard error to our own, where a forked worker's would go, too."""
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(2, data) :]

@@ -13,12 +13,12 @@ from pytest_forkd.runtime.wakeup import Wakeup
 
 __all__ = ["Mailbox"]
 
-#: Threads for what may wait: requests to daemons, the ends of machines.
+#: Threads for calls that may wait: requests to daemons, and removing machines.
 _THREADS = 32
 
 
 class Mailbox:
-    """Calls for the main loop, from any thread."""
+    """Queues calls for the main loop, from any thread."""
 
     def __init__(self) -> None:
         self._mail: collections.deque[Callable[[], None]] = collections.deque()
@@ -26,7 +26,7 @@ class Mailbox:
         self._pool = ThreadPoolExecutor(_THREADS, "forkd-machines")
 
     def listen(self, events: EventQueue) -> None:
-        """Have the calls made by this main loop."""
+        """Make this main loop run the calls."""
         events.unregister(self._wakeup)
         events.register(self._wakeup, self._read)
 
@@ -36,7 +36,7 @@ class Mailbox:
         self._wakeup.wake()
 
     def submit(self, work: Callable[..., Any], *args: Any) -> None:
-        """Do something in a thread, whatever comes of it."""
+        """Run something in a thread, and ignore its result and exceptions."""
         self._pool.submit(work, *args)
 
     def in_thread(
@@ -45,7 +45,7 @@ class Mailbox:
         done: Callable[[Any], None],
         failed: Callable[[str], None],
     ) -> None:
-        """Do something in a thread.
+        """Run something in a thread, and handle its result in the main loop.
 
         :param done: called with the result, in the main loop.
         :param failed: called instead with the reason, if an exception was raised.
@@ -66,11 +66,11 @@ class Mailbox:
         self._pool.submit(run)
 
     def finish(self) -> None:
-        """Wait until all work in threads is done; nothing is called any more."""
+        """Wait until all work in threads is done; nothing more is called in the main loop."""
         self._pool.shutdown(wait=True)
 
     def close(self, events: EventQueue | None) -> None:
-        """Listen to nobody any more."""
+        """Stop running calls."""
         if events is not None:
             events.unregister(self._wakeup)
         self._wakeup.close()

@@ -1,4 +1,4 @@
-"""What a run is told where no machine could collect."""
+"""The answer that a run gets if no machine could collect."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["no_collection"]
 def no_collection(
     request: RunRequest, level: str, reason: str, *, collecting: bool
 ) -> dict[str, Any]:
-    """What to tell the session instead of a collection, as a collector would.
+    """The message to the session, in place of a collector's answer.
 
-    A guest ends with the process that collects in it, so it cannot tell which file was being
-    imported. Workers are children of that process: it tells how they end.
+    A guest ends with the process that collects in it, so nothing in it can report which file was
+    being imported. For workers that is known: that process is their parent, and reports their end.
 
     :param request: what was to be collected.
     :param level: the warm level that was tried.
-    :param reason: why there is none, in words.
+    :param reason: why there is no collection, in words.
     :param collecting: whether a guest was lost while it collected.
     """
     if not collecting or level != "collection":

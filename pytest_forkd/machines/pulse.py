@@ -1,4 +1,4 @@
-"""Whether a guest that has a worker still answers, however long the worker's test takes."""
+"""Checks that a guest with a worker still answers, however long the worker's test takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pytest_forkd.channel.frames import FrameError
 
 __all__ = ["Pulse", "Silent"]
 
-#: Seconds of waiting for a guest before it is asked whether it is still there.
+#: Seconds of waiting for a guest before it is sent a ping.
 INTERVAL = 30.0
-#: Seconds for it to answer that.
+#: Seconds for it to answer a ping.
 LIMIT = 60.0
 
 
@@ -17,33 +17,33 @@ class Silent(Exception):
 
 
 class Pulse:
-    """Says when to ask a guest for an answer, and when there should have been one.
+    """Decides when to ping a guest, and when its answer is overdue.
 
-    Only such time counts as was spent waiting for the guest: a controller whose terminal has been
-    stopped reads nothing for a while, which is not the guest's fault. What else the guest sends
-    does not count as an answer, or it could go on with that for ever.
+    Only time spent waiting for the guest counts: if the controller is suspended (Ctrl-Z), it reads
+    nothing for a while, which is not the guest's fault. Other data from the guest does not count as
+    an answer, or a guest could keep the run waiting by sending that.
 
-    :param interval: seconds of waiting after which it is asked; default :data:`INTERVAL`.
+    :param interval: seconds of waiting after which it is pinged; default :data:`INTERVAL`.
     :param limit: seconds of waiting for the answer; default :data:`LIMIT`.
     """
 
     def __init__(self, interval: float | None = None, limit: float | None = None) -> None:
         self._interval = INTERVAL if interval is None else interval
         self._limit = LIMIT if limit is None else limit
-        #: What the guest was asked with last.
+        #: The number in the last ping.
         self.number = 0
         self._asked = False
         self._waited = 0.0
 
     @property
     def patience(self) -> float:
-        """Seconds to wait for the guest until :meth:`waited` has something to say."""
+        """Seconds to wait for the guest before calling :meth:`waited`."""
         return max(0.0, (self._limit if self._asked else self._interval) - self._waited)
 
     def waited(self, seconds: float) -> int | None:
-        """So much more time was spent waiting for the guest.
+        """Add time that was spent waiting for the guest.
 
-        :returns: the number to ask it with, if it is time to ask.
+        :returns: the number for a ping, if it is time for one.
         :raises Silent: if it should have answered by now.
         """
         self._waited += seconds
@@ -59,9 +59,9 @@ class Pulse:
         return self.number
 
     def answered(self, number: int) -> None:
-        """The guest has answered.
+        """Record an answer of the guest.
 
-        :raises FrameError: if it was not asked, or something else.
+        :raises FrameError: if there was no ping, or if it had another number.
         """
         if not self._asked or number != self.number:
             raise FrameError(f"it answers {number}, which it was not asked")

@@ -16,11 +16,11 @@ from pytest_forkd.sync.scan import Rules, SyncError, WorkingTree, find_root, sca
 
 __all__ = ["Project", "SyncSettings"]
 
-#: Seconds for a guest to read all of its tree, or to write what has changed.
+#: Seconds for a guest to read all of its tree, or to write the changes.
 _TREE_LIMIT = 300.0
-#: Bytes a second that the slowest guest takes of what it has to get.
+#: Bytes a second that even the slowest guest receives.
 _SLOWEST = 256 * 1024
-#: Bytes of files that are kept packed for the next machine, instead of being packed again.
+#: Packed differences up to this size are kept for the next machine.
 _KEPT = 64 * 1024 * 1024
 #: Seconds for the working tree to be read.
 _SCAN_LIMIT = 300.0
@@ -28,14 +28,14 @@ _SCAN_LIMIT = 300.0
 
 @dataclass(frozen=True)
 class SyncSettings:
-    """What is sent.
+    """What is sent to guests.
 
     :ivar folder: the suite's root directory.
-    :ivar enabled: false to take a guest's tree as it is.
-    :ivar exclude: patterns of files that are not sent, and left alone in the guest; paths are
+    :ivar enabled: false to use a guest's tree as it is.
+    :ivar exclude: patterns of files that are not sent, and are left alone in the guest; paths are
         relative to ``folder``.
-    :ivar include: the same of files that are sent though git ignores them.
-    :ivar allow_stale: go on with a snapshot that was made from other dependencies.
+    :ivar include: patterns of files that are sent although git ignores them.
+    :ivar allow_stale: whether to use a snapshot that was made from other dependencies.
     """
 
     folder: str
@@ -50,7 +50,7 @@ class _Plan:
     """What the clones of one snapshot get.
 
     :ivar what: the difference.
-    :ivar packed: it, packed, if it is small.
+    :ivar packed: the packed difference, if it is small.
     """
 
     what: Difference
@@ -68,7 +68,7 @@ class Project:
         self._tree: Future[WorkingTree] = Future()
         self._plans: dict[str, Future[_Plan]] = {}
         self._lock = threading.Lock()
-        #: Why the snapshot is stale, where that was allowed.
+        #: Why the snapshot is stale, if that was allowed.
         self.stale: str | None = None
 
     def start(self) -> None:
@@ -89,12 +89,12 @@ class Project:
             self._tree.set_exception(exc)
 
     def send(self, machine: Machine, snapshot: str, rebuild: str) -> None:
-        """Make a guest's tree what is here; in the machine's thread, before it collects.
+        """Make a guest's tree equal to ours; called in the machine's thread, before it collects.
 
-        :param snapshot: names what the machine is a clone of: its clones have the same tree, so
-            only one of them is asked for it.
-        :param rebuild: the command that makes the snapshot anew.
-        :raises MachineError: if that cannot be done.
+        :param snapshot: names the snapshot that the machine is a clone of. All its clones have the
+            same tree, so only one of them is asked for its manifest.
+        :param rebuild: the command that rebuilds the snapshot.
+        :raises MachineError: if that fails.
         """
         if not self._settings.enabled:
             return
@@ -113,7 +113,7 @@ class Project:
                 self._send(machine, tree.root, plan)
         except SyncError as exc:
             raise MachineError(f"cannot send the working tree: {exc}", fatal=True) from exc
-        except (TimeoutError, FutureTimeout) as exc:  # two classes before Python 3.11
+        except (TimeoutError, FutureTimeout) as exc:  # different classes before Python 3.11
             raise MachineError("the working tree took too long to read", fatal=True) from exc
 
     def _plan(self, machine: Machine, tree: WorkingTree, rebuild: str) -> _Plan:
@@ -150,7 +150,7 @@ class Project:
 
 
 def _below(root: str, folder: str, pattern: str) -> str:
-    """A pattern as it is for the whole tree; one of a bare name holds everywhere anyway."""
+    """Make a pattern relative to the whole tree; a bare name matches everywhere as it is."""
     if "/" not in pattern.rstrip("/"):
         return pattern
     return os.path.normpath(os.path.join(os.path.relpath(folder, root), pattern.lstrip("/")))

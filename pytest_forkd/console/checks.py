@@ -1,4 +1,4 @@
-"""What ``pytest-forkd doctor`` finds out: one check after the other, with what to do."""
+"""The results of ``pytest-forkd doctor``: one check after the other, with advice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MARKS = {"ok": "ok   ", "warning": "warn ", "problem": "FAIL ", "skipped": "  -
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
-    :ivar name: of the thing.
+    :ivar name: what was checked.
     :ivar level: ``ok``, ``warning``, ``problem`` or ``skipped``.
     :ivar text: what was found.
     :ivar advice: what to do about it.

@@ -1,8 +1,8 @@
-"""The terminal's output, flushed in batches where nobody watches it grow.
+"""Flushes the terminal reporter's output in batches, unless it goes to a terminal.
 
-pytest's terminal reporter flushes after every report, three times a test. Into a pipe or a file
-that is a system call a test, and often a switch to whoever reads; there the controller flushes
-:data:`LATENCY` seconds after it was first asked to, whether it waits for its workers then or not.
+pytest's terminal reporter flushes after every report, three times a test. With a pipe or a file,
+each flush costs a system call, and often a switch to the reading process. There the controller
+flushes :data:`LATENCY` seconds after the first request, whether it is waiting for workers or not.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pytest_forkd.compat.pytest import terminal_file, use_terminal_file
 
 __all__ = ["LATENCY", "BatchedFile", "batched_terminal"]
 
-#: Seconds that a flush is put off.
+#: Seconds by which a flush is delayed.
 LATENCY = 0.05
 
 
 class BatchedFile:
-    """A text file whose :meth:`flush` is put off; everything else is the file's own.
+    """A text file with a delayed :meth:`flush`; all else is passed to the file.
 
-    What is written goes to the file's own buffer at once, so the order of everything that is
-    written to it, by whomever, stays what it is.
+    Data goes to the file's own buffer at once, so its order stays the same even if others write to
+    the file directly.
     """
 
     def __init__(self, file: Any, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,13 +36,13 @@ class BatchedFile:
         return getattr(self._file, name)
 
     def write(self, text: str) -> int:
-        """Write, and have it flushed in time, whether somebody asks for that or not."""
+        """Write; the text is flushed in time even if nobody calls :meth:`flush`."""
         if self._since is None:
             self._since = self._clock()
         return self._file.write(text)  # type: ignore[no-any-return]
 
     def flush(self) -> None:
-        """Flush if there has been something to flush for :data:`LATENCY` seconds."""
+        """Flush if data has been waiting for :data:`LATENCY` seconds."""
         now = self._clock()
         if self._since is None:
             self._since = now
@@ -50,9 +50,9 @@ class BatchedFile:
             self.flush_now()
 
     def flush_in_time(self) -> float | None:
-        """Flush if it is time to.
+        """Flush if it is time.
 
-        :returns: the seconds until it will be; ``None`` if there is nothing to flush.
+        :returns: the seconds until it will be time; ``None`` if there is nothing to flush.
         """
         if self._since is None:
             return None
@@ -74,8 +74,8 @@ def batched_terminal(reporter: Any) -> Iterator[Callable[[], float | None] | Non
     """Batch the flushes of a terminal reporter, until the end of the block.
 
     :param reporter: the plugin ``terminalreporter``, or ``None``.
-    :returns: what to call before waiting for anything, and again after the seconds that it returns;
-        ``None`` where the output stays live: on a terminal, or for a reporter that has no writer
+    :returns: a function to call before waiting for anything, and again after the seconds that it
+        returns; ``None`` if output is not batched: on a terminal, or if the reporter has no writer
         like pytest's.
     """
     file = terminal_file(reporter)

@@ -1,7 +1,7 @@
-"""How a run begins: what it asks of a collector, and what it makes of the answers.
+"""How a run begins: it asks for a collector, and handles its answer.
 
-A collector answers with a collection that workers share, with why there is none to be shared, or
-with what has kept it from collecting. See ``parent/worker/collector.py`` for the answers.
+A collector answers with a collection for all workers, with the reason why it cannot be shared, or
+with the reason why it could not collect. See ``parent/worker/collector.py`` for the answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["CollectorAnswers"]
 
 
 def _refuse(why: str) -> NoReturn:
-    """End a run whose collector has said what cannot be used."""
+    """End a run whose collector has sent an unusable answer."""
     raise pytest.exit.Exception(
         f"pytest-forkd: the collector sent a bad message ({one_line(why)})",
         int(pytest.ExitCode.INTERNAL_ERROR),
@@ -38,17 +38,17 @@ def _refuse(why: str) -> NoReturn:
 
 
 class CollectorAnswers:
-    """Asks for collectors until the warm level is settled, and takes what one has collected.
+    """Asks for collectors until the warm level is settled, and takes over the collection.
 
-    :param run: what is to begin.
+    :param run: the run.
     :param warm: the warm level that the user wants: ``auto``, ``collection`` or ``imports``.
-    :param recalled: what is known of the suite from former runs.
+    :param recalled: what is known about the suite from earlier runs.
     :param early: what the parent imports before the suite does.
-    :param events: takes what a collector tells of its collection.
-    :param ends: takes the ends of workers.
+    :param events: takes the collector's events.
+    :param ends: handles the ends of workers.
     :param losses: knows the files that have ended a collector.
-    :param handle_event: handles the next event of the run; waits for it.
-    :param choose_nodes: which of the nodes are worth a worker, by the ids of the tests.
+    :param handle_event: waits for the next event of the run, and handles it.
+    :param choose_nodes: returns the nodes that are worth a worker, for the ids of the tests.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class CollectorAnswers:
     def begin(self, level: str) -> None:
         """Ask for a collector.
 
-        :param level: the warm level that it is to try.
+        :param level: the warm level to try.
         """
         self._answer = None
         run = self._run
@@ -91,11 +91,11 @@ class CollectorAnswers:
         run.backend.begin(request, run.nodes.events, run)
 
     def answered(self, message: dict[str, Any]) -> None:
-        """The collector has answered; :meth:`await_answer` waits for this."""
+        """Take the collector's answer, which :meth:`await_answer` waits for."""
         self._answer = message
 
     def await_answer(self) -> dict[str, Any]:
-        """The collector's next answer; a lost collector is replaced once."""
+        """Wait for the collector's next answer; a lost collector is replaced once."""
         while self._answer is None:
             self._handle_event()
         answer, self._answer = self._answer, None
@@ -142,11 +142,11 @@ class CollectorAnswers:
     # -- answers -------------------------------------------------------------------------------
 
     def _fall_back(self, unsuitable: dict[str, Any]) -> None:
-        """The suite cannot share its collection: say why, remember it, go on at level imports."""
+        """Go on at level imports: say why the collection cannot be shared, and remember it."""
         run = self._run
         findings = unsuitable["findings"]
         if run.terminal and run.config.option.verbose >= -1:
-            # With -q, too, unlike report_line(): later runs say it in the header, which -q hides.
+            # Also with -q, unlike report_line(): later runs say it in the header, which -q hides.
             run.terminal.write_line(
                 f"forkd: each worker collects for itself: {finding_line(findings[0], run.config)}"
             )
@@ -187,7 +187,7 @@ class CollectorAnswers:
             _refuse(str(exc))
 
     def _collection_ended(self, ended: dict[str, Any]) -> bool:
-        """The collector's session ended before its run loop: pass on what it had to say."""
+        """Pass on the events of a collector whose session ended before its run loop."""
         run = self._run
         run.shouldstop = False
         node = next(iter(run.nodes.nodes.values()))
@@ -217,12 +217,12 @@ class CollectorAnswers:
     # -- what cannot be configured -------------------------------------------------------------
 
     def _take_unconfigured(self, usage: bool, text: str) -> None:
-        """A collector or a worker could not be configured, although the controller could.
+        """Handle that a collector or worker could not be configured, although the controller was.
 
-        :param usage: whether pytest takes that for an error of the user's.
-        :param text: what pytest would say.
-        :raises pytest.UsageError: or :exc:`pytest.exit.Exception`, unless there is another parent
-            to be tried, which has imported nothing early.
+        :param usage: whether pytest treats that as a usage error.
+        :param text: what pytest would print.
+        :raises pytest.UsageError: or :exc:`pytest.exit.Exception`, unless a parent without early
+            imports can be tried instead.
         """
         why = text.strip().rpartition("\n")[2]
         if self._early.do_without(why):
@@ -239,9 +239,9 @@ class CollectorAnswers:
         )
 
     def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
-        """A worker that was to configure itself could not; all others will not, either."""
+        """Handle that a worker could not configure itself; the others will fail, too."""
         if node.down:
-            return  # one of those that another parent's workers have replaced
+            return  # it has been replaced already
         run = self._run
         reason = "no worker can be configured"
         nodes = [each for each in run.nodes.nodes.values() if each.spawned and not each.down]
@@ -249,13 +249,13 @@ class CollectorAnswers:
             self._take_unconfigured(usage, text)
         except BaseException:
             for each in nodes:
-                if each.ready_at is None:  # interrupted, it would show where
+                if each.ready_at is None:  # SIGINT would make it print a traceback
                     run.backend.signal(each.gateway.id, signal.SIGKILL)
             raise
         run.nodes.warm = False
         for each in nodes:
             each.given_up, each.end = True, WorkerEnd(reason)
-            each.mark_down()  # it is replaced here, and not once more when its end is told
+            each.mark_down()  # it is replaced here, so not again when its end is reported
         self.begin("imports")
         answer = self.await_answer()
         if "warm" not in answer:

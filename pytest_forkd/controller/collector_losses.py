@@ -1,4 +1,4 @@
-"""How a run takes the loss of its collector, or of all that import a file that ends them."""
+"""How a run handles the loss of its collector, or of all workers because of a deadly file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Collecting", "CollectorLosses", "CollectorLost"]
 
 
 class CollectorLost(RunLost):
-    """The collector died twice; there is no third try."""
+    """The collector has died twice, or cannot be replaced."""
 
 
 class Collecting(Protocol):
-    """How collectors are asked; :class:`~.collector_answers.CollectorAnswers` does that.
+    """Asks for collectors; implemented by :class:`~.collector_answers.CollectorAnswers`.
 
-    :ivar level_asked: the warm level that the last one was asked for.
+    :ivar level_asked: the warm level that was last asked for.
     """
 
     level_asked: str
@@ -32,19 +32,19 @@ class Collecting(Protocol):
         """Ask for a collector."""
 
     def await_answer(self) -> dict[str, Any]:
-        """The collector's next answer."""
+        """Wait for the collector's next answer."""
 
     def take_collection(
         self, warm: dict[str, Any], nodes: list[ForkdWorkerController]
     ) -> list[ForkdWorkerController]:
-        """Take what a collector has found."""
+        """Take over a collection."""
 
 
 class CollectorLosses:
-    """Has another collector made, once, and other workers in the place of those that go with one.
+    """Replaces a lost collector, once, and the workers that died with it.
 
-    :param run: whose collector it is.
-    :param ends: takes the ends of single workers.
+    :param run: the run.
+    :param ends: handles the ends of single workers.
     """
 
     def __init__(self, run: Run, ends: WorkerEnds) -> None:
@@ -54,7 +54,7 @@ class CollectorLosses:
         self.deadly = DeadlyFiles(run.config.rootpath)
 
     def worker_exited(self, node: ForkdWorkerController, collecting: Collecting) -> None:
-        """A worker has ended; at level imports, maybe because of a file that all are to import."""
+        """Handle a worker's end; at level imports, a file that all workers import may cause it."""
         end, nodes = node.end, self._run.nodes
         if end is None or node.ids is not None or not end.importing or node.down:
             self._ends.exited(node)
@@ -63,7 +63,7 @@ class CollectorLosses:
         try:
             line = None if others else self.deadly.blame(end)
         except (pytest.UsageError, pytest.Session.Interrupted):
-            nodes.kill_workers()  # they are importing it, too, and have nothing to undo
+            nodes.kill_workers()  # they are importing it, too, and have nothing to clean up
             raise
         if line is None:
             self._ends.exited(node)
@@ -71,7 +71,7 @@ class CollectorLosses:
         nodes.kill_workers()
         lost = list(dict.fromkeys([node, *nodes.lose_collector(line)]))
         for each in lost:
-            each.mark_down()  # they are replaced here, and not once more when their ends are told
+            each.mark_down()  # they are replaced here, so not again when their ends are reported
         self._run.report_line(f"\nforkd: {line}; starting again without it")
         self._replace_collector(line, lost, collecting, told=True)
 
@@ -82,13 +82,13 @@ class CollectorLosses:
         end: WorkerEnd | None,
         collecting: Collecting,
     ) -> None:
-        """The collector died: start another one, once, and replace all workers.
+        """Handle the collector's death: start another one, once, and replace all workers.
 
-        :param nodes: those that have died with it.
-        :raises CollectorLost: if it is not the first, or if no other can be had.
+        :param nodes: the nodes that have died with it.
+        :raises CollectorLost: if this is the second loss, or if no other can be started.
         """
         run = self._run
-        # Those that had died before have been replaced when that was told.
+        # Nodes that died earlier have been replaced already.
         nodes = [node for node in nodes if not node.down]
         if run.level is not None and not nodes and not run.nodes.has_waiting:
             return  # every worker had finished
@@ -110,9 +110,9 @@ class CollectorLosses:
         *,
         told: bool = False,
     ) -> None:
-        """Start another collector, and workers in the place of those that have gone.
+        """Start another collector, and replace the workers that have gone.
 
-        :param told: the user knows already why, and is not told for each worker.
+        :param told: whether the user has been told why, so that it is not repeated per worker.
         """
         run = self._run
         try:

@@ -1,4 +1,4 @@
-"""Files that have ended the process that imported them: reported as errors, not imported again."""
+"""Files whose import has ended the importing process: reported as errors, not imported again."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_forkd.channel.bounds import line as one_line
 
 __all__ = ["DeadlyFiles"]
 
-#: So many of a suite's files are found out about, each at the price of another collection.
+#: How many such files are tolerated; finding each one costs another collection.
 _MAX_FILES = 10
 
 
 class DeadlyFiles:
-    """What is known of such files in this run.
+    """The deadly files of this run.
 
-    :param root: the suite's root directory, which paths are shown relative to.
+    :param root: the suite's root directory; paths are shown relative to it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -29,11 +29,11 @@ class DeadlyFiles:
         self._suspected: set[str] = set()
 
     def blame(self, end: WorkerEnd) -> str | None:
-        """Whether a process ended because of the file that it was importing.
+        """Decide whether a process ended because of the file that it was importing.
 
-        One that was killed may have been killed from outside; it is blamed the second time.
+        SIGKILL may have come from outside, so a file is blamed for it only the second time.
 
-        :returns: what is to be shown; ``None`` if no file is to blame.
+        :returns: a message for the user; ``None`` if no file is to blame.
         :raises pytest.UsageError: for a conftest, without which nothing can be collected.
         :raises pytest.Session.Interrupted: if there are too many such files.
         """

@@ -1,4 +1,4 @@
-"""What a run's parent imports ahead of the suite: learnt, and done without if need be."""
+"""What a run's parent imports ahead of the suite: learns it, and leaves it out if it does harm."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class EarlyImports:
     """The modules that are imported before the suite imports them.
 
     :param config: the controller's configuration.
-    :param backend: whose parent imports them.
-    :param plan: what that was told to import.
-    :param modules: what is known of the suite.
+    :param backend: the backend, whose parent imports them.
+    :param plan: what the parent was told to import.
+    :param modules: what is known about the suite's imports.
     :param memory: where that is remembered.
     """
 
@@ -41,14 +41,14 @@ class EarlyImports:
         self._cared_for = True
 
     def rewriting(self) -> Rewriting | None:
-        """Whose assertions are rewritten, now that conftests have had their say."""
+        """Which modules have their assertions rewritten, now that conftests are loaded."""
         return Rewriting.of(self._config) if self._cared_for else None
 
     def learn(self, names: list[str], *, complete: bool) -> None:
         """Remember which third-party modules a collection imported.
 
-        :param names: less those that the parent had imported before.
-        :param complete: whether the collection came to its end.
+        :param names: the modules, without those that the parent had imported before.
+        :param complete: whether everything was collected.
         """
         if not self._backend.trusted:
             return
@@ -67,9 +67,9 @@ class EarlyImports:
         self._backend.learn(names)
 
     def leave_out(self, names: Iterable[str]) -> None:
-        """Take a parent that does not import these modules, which pytest wants to rewrite.
+        """Switch to a parent that does not import these modules, since pytest must rewrite them.
 
-        Where there is no other one, pytest warns, and goes on.
+        If no other parent can be had, pytest warns and goes on.
         """
         packages = {name.partition(".")[0] for name in names}
         if packages <= self.plan.skip.keys():  # another package imports them, too
@@ -79,10 +79,10 @@ class EarlyImports:
         self._cared_for = found
 
     def do_without(self, why: str) -> bool:
-        """Take a parent that imports nothing early, in later runs of the suite, too.
+        """Switch to a parent that imports nothing early, also in later runs of the suite.
 
-        :param why: in words.
-        :returns: whether the collector is to be asked again.
+        :param why: the reason, in words.
+        :returns: whether there is such a parent, so that a collector can be asked for again.
         """
         return self._skip({"*": why})
 
@@ -97,7 +97,7 @@ class EarlyImports:
         return True
 
     def _rewritten_for_conftests(self) -> set[str]:
-        """The packages that are to be rewritten, which the parent's plan did not know yet."""
+        """Packages to be rewritten that the parent's plan did not know; conftests add such."""
         now, before = self.rewriting(), self.plan.rewriting
         if now is None or before is None:
             return set()

@@ -1,4 +1,4 @@
-"""Whether a run can rely on what is private to pytest, xdist and execnet; remembered."""
+"""Checks once per set of versions that the private names of pytest, xdist and execnet exist."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEY = "forkd/internals"
 
 
 def missing_internals(config: pytest.Config) -> str | None:
-    """What the installed libraries lack of what a run uses, in words.
+    """Which private name that a run uses the installed libraries lack, in words.
 
     :param config: as early as ``pytest_load_initial_conftests``: there is no ``config.cache`` yet.
     :returns: ``None`` if they have all of it, or had it in an earlier run with the same versions.
@@ -30,7 +30,7 @@ def missing_internals(config: pytest.Config) -> str | None:
 
 
 def remember_internals(config: pytest.Config) -> None:
-    """Note that they had all of it; nothing is written if that is known."""
+    """Remember that nothing is missing; writes nothing if that is known already."""
     cache, now = QuietCache(config), versions()
     if cache.get(_KEY) != now:
         cache.set(_KEY, now)

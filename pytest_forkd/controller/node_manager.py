@@ -33,8 +33,8 @@ class ForkdNodeManager(NodeManager):
     """Makes nodes over a backend instead of over execnet's own gateways.
 
     :param config: the controller's configuration.
-    :param backend: started, and closed by :meth:`teardown_nodes`.
-    :param testrunuid: of this run.
+    :param backend: must have been started; :meth:`teardown_nodes` closes it.
+    :param testrunuid: the id of this run.
     """
 
     def __init__(self, config: pytest.Config, backend: Backend, testrunuid: str) -> None:
@@ -45,7 +45,7 @@ class ForkdNodeManager(NodeManager):
         self.nodes: dict[str, ForkdWorkerController] = {}
         #: Whether there is a collector that forks workers.
         self.warm = False
-        #: Nodes that were made in the place of others while there was none.
+        #: Replacements that were made while there was no collector.
         self._waiting: dict[ForkdWorkerController, None] = {}
 
     def setup_node(self, spec: execnet.XSpec, putevent: Any) -> ForkdWorkerController:
@@ -64,20 +64,20 @@ class ForkdNodeManager(NodeManager):
         return node
 
     def spawn(self, node: ForkdWorkerController) -> None:
-        """Have a node's process made; if that fails, the node has died."""
+        """Have a node's process made; if that fails, the node counts as dead."""
         try:
             node.spawn(self.backend)
         except CollectorGone:
-            # Its loss is told in a moment, and another one makes the process.
+            # The loss is about to be reported; the next collector will make the process.
             self.warm = False
             self._waiting[node] = None
         except BackendError as exc:
             node.exited(WorkerEnd(str(exc)))
 
     def spawn_nodes(self, nodes: list[ForkdWorkerController]) -> None:
-        """The collector is ready: have these nodes' processes made, and those of later ones.
+        """Have processes made for these nodes, and for later ones: the collector is ready.
 
-        So are those of nodes that have taken another's place while there was no collector: the run
+        Replacements that were made while there was no collector get theirs, too: otherwise the run
         would wait for them for ever.
         """
         self.warm = True
@@ -86,7 +86,7 @@ class ForkdNodeManager(NodeManager):
             self.spawn(node)
 
     def replaced(self, node: ForkdWorkerController) -> None:
-        """A node has taken another's place; its process is made once there is a collector."""
+        """Note a replacement; its process is made once there is a collector."""
         if not node.spawned:
             self._waiting[node] = None
 
@@ -98,7 +98,7 @@ class ForkdNodeManager(NodeManager):
     def request(
         self, warm: str, level: str, early: EarlyImports, deadly: dict[str, dict[str, Any]]
     ) -> RunRequest:
-        """What the collector has to know about this run; see :class:`RunRequest`."""
+        """The request for a collector; see :class:`RunRequest`."""
         modules, rewriting = early.modules, early.rewriting()
         nodes = list(self.nodes.values())
         return make_request(
@@ -118,29 +118,29 @@ class ForkdNodeManager(NodeManager):
         )
 
     def lose_collector(self, reason: str) -> list[ForkdWorkerController]:
-        """The collector has died: no node can be spawned until there is another.
+        """Note that the collector has died: no node can be spawned until there is another.
 
-        :returns: the nodes that it takes along, once everything they sent has been read.
+        :returns: the nodes that die with it, after reading everything they sent.
         """
         self.warm = False
         nodes = [node for node in self.nodes.values() if node.spawned and not node.down]
         deadline = time.monotonic() + 1.0
         for node in nodes:
-            # They die a moment after it, and may report until then.
+            # They die a moment after the collector, and may report until then.
             while not node.gateway.drain() and time.monotonic() < deadline:
                 time.sleep(0.001)
-            if node.end is None:  # else it died before, for a reason of its own
+            if node.end is None:  # else it died earlier, for another reason
                 node.end = WorkerEnd(reason)
         return nodes
 
     def kill_workers(self) -> None:
-        """End all workers, for others to take their places."""
+        """Kill all workers, which will be replaced."""
         for node in self.nodes.values():
             if node.spawned and not node.down:
                 self.backend.signal(node.gateway.id, signal.SIGKILL)
 
     def expect_end(self) -> None:
-        """Have the collector leave while there is something else to do, if its workers have."""
+        """If all workers have ended, tell the collector to end, too, without waiting for it."""
         if self.warm and all(node.down for node in self.nodes.values() if node.spawned):
             self.backend.ask_to_end()
 
@@ -157,22 +157,22 @@ class ForkdNodeManager(NodeManager):
             else:
                 self.backend.interrupt()
         except KeyboardInterrupt:
-            pass  # asked twice: close() kills whatever is left
+            pass  # a second Ctrl-C: close() kills whatever is left
         finally:
             self.backend.close()
             for node in self.nodes.values():
                 node.discard()
-                # execnet would start a thread for each gateway to wait for its process.
+                # Otherwise execnet starts a thread for each gateway, to wait for its process.
                 leave_group(self.group, node.gateway)
             forget_joins(self.group)
             self.events.close()
 
     def _interrupt_workers(self) -> None:
-        """Interrupt every worker whose session goes on; Ctrl-C reaches the controller only."""
+        """Interrupt every worker that is still in a session; Ctrl-C reaches only the controller."""
         for node in self.nodes.values():
             if node.spawned and not node.down:
                 if node.ids is None:
-                    # While it collects, pytest 8.0 takes the interruption for a module's error;
-                    # the worker would wait for tests to run. It has none that this would start.
+                    # During collection, pytest 8.0 treats the interruption as a module's error, and
+                    # the worker would go on to wait for tests. It has none yet, so shut it down.
                     node.shutdown()
                 self.backend.signal(node.gateway.id, signal.SIGINT)

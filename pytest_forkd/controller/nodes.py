@@ -26,7 +26,7 @@ __all__ = ["ForkdWorkerController"]
 
 
 class _Nodes(Protocol):
-    """What a node uses of its manager."""
+    """The part of the node manager that a node uses."""
 
     backend: Backend
     events: EventQueue
@@ -54,8 +54,8 @@ class ForkdWorkerController(WorkerController):
         super().__init__(nodemanager, gateway, config, events.put)
         self._theirs: socket.socket | None = theirs
         self._claims: Claims | None = None
-        #: Items that were taken back by claiming them, and those of them that it has got again,
-        #: which it has without a claim.
+        #: Items taken back by claiming them, and those of them that it was given again. For these
+        #: it needs no claim.
         self._taken: set[int] = set()
         self._regained: set[int] = set()
         #: The worker's base temporary directory, below the controller's.
@@ -64,37 +64,37 @@ class ForkdWorkerController(WorkerController):
         self.ids: list[str] | None = None
         #: How many internal errors its session has had.
         self.internal_errors = 0
-        #: The first ids of its items, where they come in parts.
+        #: The ids received so far, if they come in parts.
         self.collected: list[str] = []
         #: The indices of the items that it has begun, and of those that it may begin.
         self.begun: set[int] = set()
         self.given: dict[int, None] = {}
-        #: What was asked back of those, in messages that it has not answered.
+        #: Items asked back in messages that it has not answered.
         self.asked_back: collections.deque[frozenset[int]] = collections.deque()
         #: When its session began, by ``time.monotonic()``.
         self.ready_at: float | None = None
-        #: How many events it has sent since it has begun a test, and how many bytes.
+        #: How many events and bytes it has sent since it began its last test.
         self.chatter = 0
         self.heard = 0
-        #: Index and location of the item that is running, as far as the worker has told.
+        #: Index and location of the running item, as last reported.
         self.running: int | None = None
         self.location: Any = None
         #: Index of the item that is running or ran last.
         self.latest: int | None = None
-        #: What is to be told once the running item has ended, and the last of its reports.
+        #: Calls to make once the running item has ended, and its last report.
         self.held: list[Callable[[], None]] = []
         self.last_report: pytest.TestReport | None = None
-        #: What makes the reports of the running item that come in their short form.
+        #: Makes the running item's reports from their short form.
         self.passed: PassedItem | None = None
-        #: What a replacement that collects for itself has told of itself.
+        #: The ``workerinfo`` of a replacement that collects for itself.
         self.ready: dict[str, Any] | None = None
         #: How the process ended, once it has.
         self.end: WorkerEnd | None = None
         #: ``(kind, message, returncode)`` if the worker's session was interrupted.
         self.interruption: tuple[str, str, int | None] | None = None
-        #: What its machine has no more of; its session ends early then, and another one goes on.
+        #: What its machine has run out of; its session then ends, and another worker takes over.
         self.exhausted: str | None = None
-        #: Whether nothing more that it says counts; what one that has died has said does.
+        #: Whether to ignore its messages. Those that a dead worker sent before still count.
         self.given_up = False
         gateway.on_protocol_error = self.broke_stream
         gateway.on_deaf = self.is_deaf
@@ -110,11 +110,11 @@ class ForkdWorkerController(WorkerController):
         return self._down
 
     def mark_down(self) -> None:
-        """It is not to be waited for any longer, and its end is no news any more."""
+        """Stop waiting for it, and do not handle its end again."""
         self._down = True
 
     def nodeid(self, index: int) -> str:
-        """The id of an item that it has."""
+        """The node id of the item at ``index``."""
         assert self.ids is not None
         return self.ids[index]
 
@@ -134,8 +134,8 @@ class ForkdWorkerController(WorkerController):
     def packed_workerinput(self) -> str:
         """The node's ``workerinput``, ready to be sent.
 
-        :raises pytest.UsageError: if a plugin put in what is no builtin; execnet could not send it
-            either.
+        :raises pytest.UsageError: if a plugin put in something that is not a builtin, which execnet
+            could not send, either.
         """
         try:
             return pack_object(self.workerinput)
@@ -146,10 +146,10 @@ class ForkdWorkerController(WorkerController):
             ) from exc
 
     def spawn(self, backend: Backend) -> None:
-        """Ask for the process.
+        """Ask the backend for the process.
 
-        :raises CollectorGone: to be asked again once there is another collector.
-        :raises BackendError: if there is not going to be a process.
+        :raises CollectorGone: if there is no collector; ask again when there is another.
+        :raises BackendError: if the process cannot be made.
         """
         assert self._theirs is not None
         if self._claims is None:
@@ -164,14 +164,14 @@ class ForkdWorkerController(WorkerController):
                 self._claims.fd,
             )
         except CollectorGone:
-            self._theirs = theirs  # for the next one
+            self._theirs = theirs  # for the next attempt
             raise
         finally:
             if self._theirs is None:
                 theirs.close()
 
     def discard(self) -> None:
-        """Let go of a node that will have no process, or whose process is gone."""
+        """Close the sockets and files of a node whose process has gone, or will never be made."""
         self._down = True
         self.gateway.close()
         if self._theirs is not None:
@@ -183,9 +183,9 @@ class ForkdWorkerController(WorkerController):
     # -- commands ------------------------------------------------------------------------------
 
     def sendcommand(self, name: str, **kwargs: object) -> None:
-        """Send a command, as JSON; a worker that has gone is told nothing.
+        """Send a command, as JSON; does nothing if the worker has gone.
 
-        Its end is an event of its own, which also gives back what it had been sent.
+        Its end is an event of its own, which also returns its items to the scheduler.
         """
         if self._down or self.end is not None:
             return
@@ -201,7 +201,7 @@ class ForkdWorkerController(WorkerController):
         if self._claims is not None:
             again = [index for index in indices if index in self._taken]
             if again:
-                # They may still stand in the worker's queue, and must not be run twice.
+                # They may still be in the worker's queue, and must not run twice.
                 self.sendcommand("regain", indices=again)
                 self._taken.difference_update(again)
                 self._regained.update(again)
@@ -214,9 +214,9 @@ class ForkdWorkerController(WorkerController):
         super().send_runtest_all()
 
     def send_steal(self, indices: Any) -> None:
-        """Take back what the worker has not begun of ``indices``.
+        """Take back the items at ``indices`` that the worker has not begun.
 
-        On the same host that needs no answer: who locks the item's byte first has it.
+        On the same host that needs no answer: whoever locks an item's byte first gets the item.
         """
         if (
             self._claims is None
@@ -226,14 +226,14 @@ class ForkdWorkerController(WorkerController):
             self.asked_back.append(frozenset(indices))
             super().send_steal(list(indices))
             return
-        # What the worker has told, but nobody has read yet, comes before what is taken now;
-        # otherwise a scheduler that gets nothing would ask again for ever.
+        # Read the worker's pending messages first. Without them the scheduler does not know which
+        # items have begun, would get nothing back, and could ask again for ever.
         self.nodemanager.events.poll(0)
         if self._down or self.end is not None:
-            return  # its end, which is on its way to the scheduler, gives back all that it had
+            return  # the event of its end is queued, and returns all its items to the scheduler
         taken = [index for index in indices if self._claims.claim(index)]
-        # A worker's claims vanish when it dies. What it had begun by then it had told before, so
-        # that is read now, and the session takes no test back that stands in it.
+        # A worker's claims vanish when it dies, so an item taken now may have begun. The worker has
+        # reported that before: read it now, so that the session does not run such an item again.
         self.gateway.drain()
         self._taken.update(taken)
         self.notify_inproc("unscheduled", node=self, indices=taken)
@@ -241,25 +241,25 @@ class ForkdWorkerController(WorkerController):
     # -- what comes back -----------------------------------------------------------------------
 
     def received(self, payload: bytes) -> None:
-        """Hand a message to the session; it is decoded there."""
-        # Not notify_inproc(), which would format the message for a log that nobody keeps.
+        """Pass a message to the session, which decodes it."""
+        # notify_inproc() would format the message for a log that is not kept.
         self.putevent(("batch", {"node": self, "payload": payload}))
 
     def process_from_remote(self, eventcall: Any) -> None:
-        """Note the end of the channel, the only thing that execnet's own machinery brings."""
+        """Note the end of the channel; messages do not come this way."""
         if eventcall is Marker.END:
-            self.log("channel closed")  # how it ended is told by the backend
+            self.log("channel closed")  # the backend reports how it ended
         else:
             self.broke_stream(f"a {type(eventcall).__name__} instead of a message")
 
     def finished(self, workeroutput: dict[str, Any]) -> None:
-        """The worker's session has ended in good order."""
+        """Note that the worker's session has ended normally."""
         self._down = True
         self.workeroutput = workeroutput
         self.notify_inproc("workerfinished", node=self)
 
     def exited(self, end: WorkerEnd) -> None:
-        """The worker's process has ended: take what it has still sent, then say so."""
+        """Handle the end of the worker's process: read its last messages, then tell the session."""
         if self.end is not None:
             return
         self.gateway.drain()
@@ -267,19 +267,16 @@ class ForkdWorkerController(WorkerController):
         self.notify_inproc("exited", node=self)
 
     def broke_protocol(self, reason: str) -> None:
-        """The worker sent what no worker of ours would send: end it, touch nothing else.
-
-        What it has sent since does not count.
-        """
+        """Kill a worker that has sent an invalid message; everything it sent later is ignored."""
         self.given_up = True
         self.broke_stream(reason)
 
     def broke_stream(self, reason: str) -> None:
-        """Its next message can't be read; those before it, which still count, may tell what ran."""
+        """Kill a worker whose stream is damaged; earlier messages still count, to tell what ran."""
         self._give_up(f"it sent a bad message ({line(reason)})")
 
     def is_deaf(self, reason: str) -> None:
-        """The worker does not read what it is sent: end it, since it would miss what comes next."""
+        """Kill a worker that does not read its commands, since further ones would be lost."""
         self._give_up(reason)
 
     def _give_up(self, reason: str) -> None:

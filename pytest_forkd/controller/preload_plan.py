@@ -1,4 +1,4 @@
-"""What the parent of a run is to import: worked out before anything of the suite is loaded."""
+"""Works out what a run's parent is to import, before any code of the suite is loaded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_plan(config: pytest.Config, namespace: Any, settings: Settings) -> Plan
 
 
 def _remembered(config: pytest.Config, namespace: Any) -> Modules:
-    """What pytest's cache holds, read without the plugin that has yet to be configured."""
+    """Read the suite's modules from pytest's cache, whose plugin is not configured yet."""
     if getattr(namespace, "cacheclear", False):
         return Modules()
     with contextlib.suppress(OSError, ValueError, AttributeError):

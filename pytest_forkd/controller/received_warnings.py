@@ -1,7 +1,7 @@
-"""Warnings that workers recorded, made again in the controller without trusting the worker.
+"""Rebuilds in the controller the warnings that workers recorded, without trusting the worker.
 
-xdist imports the module and calls the class that the message names. Here only classes that the
-controller has loaded already are used, and only if making one runs no Python code of theirs.
+xdist imports the module and calls the class that the message names. Here only classes are used that
+the controller has already loaded, and only if making an instance runs no Python code of theirs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["rebuild_warning"]
 
 
 def rebuild_warning(data: dict[str, Any]) -> warnings.WarningMessage:
-    """The warning message that ``xdist.remote.serialize_warning_message`` took apart.
+    """The inverse of ``xdist.remote.serialize_warning_message``.
 
     :raises KeyError: if a field is missing.
     :raises TypeError: if a field is of a wrong type.
@@ -57,14 +57,14 @@ def _runs_code(message_class: type[Warning]) -> bool:
 
 
 def _warning_class(module: object, name: object) -> type[Warning] | None:
-    """A warning class by its name; one of the same name where the controller does not have it."""
+    """A warning class by its name; a new class of that name if the controller has not loaded it."""
     if not module:
         return None
     if not isinstance(module, str) or not isinstance(name, str):
         raise TypeError("a warning's class is named by text")
-    # Not getattr(): a module may import lazily (PEP 562).
+    # getattr() could run a module's __getattr__ (PEP 562).
     found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if isinstance(found, type) and issubclass(found, Warning):
         return found
-    # The summary shows a category's name, and nothing else of it.
+    # The summary shows only the category's name, so a stand-in will do.
     return type(name, (Warning,), {"__module__": module})

@@ -1,4 +1,4 @@
-"""What the parts of a session know of it; :class:`~.session.ForkdSession` is one."""
+"""The interface of a session for its parts; :class:`~.session.ForkdSession` implements it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Run", "RunLost"]
 
 
 class RunLost(Exit):
-    """The run cannot go on, for no fault of the suite's; pytest shows this in one line."""
+    """The run cannot go on, through no fault of the suite; pytest shows this in one line."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, returncode=pytest.ExitCode.INTERNAL_ERROR)
@@ -51,7 +51,7 @@ class Run(Listener, Protocol):
 
     @property
     def active_nodes(self) -> set[Any]:
-        """Those that the run waits for."""
+        """The nodes that the run waits for."""
 
     @property
     def pytest_session(self) -> pytest.Session | None:
@@ -65,7 +65,7 @@ class Run(Listener, Protocol):
         """Count a node that has failed; returns whether others may still be replaced."""
 
     def clone_node(self, node: ForkdWorkerController) -> Any:
-        """Make a node in the place of another one, and wait for it, too."""
+        """Make a replacement for a node, which the run then waits for, too."""
 
     def triggershutdown(self) -> None:
         """Shut down all workers."""
@@ -74,39 +74,39 @@ class Run(Listener, Protocol):
         """Count a failed report, for ``--maxfail``."""
 
     def summarize(self, text: str) -> None:
-        """Say this at the end of the run."""
+        """Show this text at the end of the run."""
 
     def warn(self, text: str) -> None:
         """Have the summary show a warning."""
 
     def report_line(self, line: str) -> None:
-        """Show a line, unless the user wants to see none (``-q``)."""
+        """Show a line, except with ``-q``."""
 
     def stop_dealing(self) -> None:
-        """The run is to end: no worker begins what it has queued."""
+        """End the run early: workers do not begin the items in their queues."""
 
     def add_deselected(self, items: list[DeselectedItem]) -> None:
-        """Have the summary say how many tests were deselected."""
+        """Count deselected tests in the summary."""
 
-    # -- what a worker has said, once it is checked --------------------------------------------
+    # -- events of a worker, once they have been checked ---------------------------------------
 
     def worker_workerready(self, node: ForkdWorkerController, workerinfo: Any) -> None:
-        """Its session has begun."""
+        """The worker's session has begun."""
 
     def worker_collectionfinish(self, node: ForkdWorkerController, ids: list[str]) -> None:
-        """It is ready to be given tests."""
+        """The worker is ready to be given tests."""
 
     def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
-        """It was to configure itself, and could not."""
+        """The worker could not configure itself."""
 
     def worker_collectreport(self, node: ForkdWorkerController, rep: pytest.CollectReport) -> None:
-        """It could not collect something."""
+        """The worker could not collect something."""
 
     def worker_logstart(self, node: ForkdWorkerController, nodeid: str, location: Any) -> None:
-        """It begins a test."""
+        """The worker begins a test."""
 
     def worker_logfinish(self, node: ForkdWorkerController, nodeid: str, location: Any) -> None:
-        """It has done with a test."""
+        """The worker is done with a test."""
 
     def worker_testreport(self, node: ForkdWorkerController, rep: pytest.TestReport) -> None:
         """A phase of a test has an outcome."""
@@ -114,10 +114,10 @@ class Run(Listener, Protocol):
     def worker_runtest_protocol_complete(
         self, node: ForkdWorkerController, item_index: int, duration: float
     ) -> None:
-        """A test has been run, in so many seconds."""
+        """A test has been run; ``duration`` is in seconds."""
 
     def worker_unscheduled(self, node: ForkdWorkerController, indices: Any) -> None:
-        """It gives tests back."""
+        """The worker gives tests back."""
 
     def worker_warning_recorded(
         self, warning_message: Any, when: str, nodeid: str, location: Any
@@ -125,4 +125,4 @@ class Run(Listener, Protocol):
         """A warning was caught."""
 
     def worker_wants(self, node: ForkdWorkerController, index: int | None) -> None:
-        """It waits to be told what comes after this item of its."""
+        """The worker waits to be told which item comes after the one at ``index``."""

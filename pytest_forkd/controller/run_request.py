@@ -1,4 +1,4 @@
-"""What a collector is told of a run."""
+"""Makes the requests that tell a collector about a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make_request(
 
 
 def early_request(config: pytest.Config, namespace: Any, settings: Settings) -> RunRequest:
-    """What the request of this run will be, as far as that shows before conftests are loaded."""
+    """A guess at this run's request, made before conftests are loaded."""
     role = {
         "workerid": "gw0",
         "workercount": guess_workers(settings, namespace),

@@ -1,8 +1,8 @@
 """The distributed session: xdist's, fed by clones of one prewarmed parent.
 
-What xdist does well it goes on doing: the loop, the schedulers, the hooks, the terminal lines. What
-differs is where workers come from (one collector, which reports the collection once), and that a
-test's reports come as one message, which is decoded here, in the main loop.
+The loop, the schedulers, the hooks and the terminal lines are xdist's. Two things differ: workers
+come from one collector, which reports the collection once; and a test's reports come as one
+message, which is decoded here, in the main loop.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ __all__ = ["ForkdSession"]
 
 
 class ForkdSession(DistSession):
-    """Registered as ``dsession``, in the place of xdist's.
+    """Registered as ``dsession``, in place of xdist's session.
 
     It is a :class:`~pytest_forkd.controller.run.Run` to its parts, and a
     :class:`~pytest_forkd.backends.base.Listener` to the backend.
 
     :param config: the controller's configuration.
     :param settings: what the user asked for.
-    :param backend: started already.
+    :param backend: must have been started.
     :param plan: what its parent was told to import.
     """
 
@@ -83,7 +83,7 @@ class ForkdSession(DistSession):
             handle_event=self.handle_event,
             choose_nodes=self._choose_nodes,
         )
-        #: What is done with the events that nodes, the backend and the clock put into the queue.
+        #: Handlers of the events that nodes, the backend and the clock put into the queue.
         self._event_handlers: dict[str, Callable[..., None]] = {
             "batch": self.events.receive,
             "unscheduled": self.worker_unscheduled,
@@ -93,7 +93,7 @@ class ForkdSession(DistSession):
             "collector_lost": self._collector_lost,
             "reserve_due": self._reserve_due,
         }
-        # Workers append to a log file that the controller has open, too.
+        # Workers write to the same log files, so the controller must append, too.
         reopen_log_files()
 
     @property
@@ -111,7 +111,7 @@ class ForkdSession(DistSession):
         try:
             self._start_nodes()
         except BaseException as exc:
-            # pytest calls no pytest_sessionfinish for a session that could not be started.
+            # pytest does not call pytest_sessionfinish for a session that could not start.
             if self.nodemanager is not None:
                 self.nodemanager.teardown_nodes()
                 self.nodemanager = None
@@ -157,16 +157,16 @@ class ForkdSession(DistSession):
         try:
             if self.nodemanager is not None:
                 self.nodemanager.expect_end()
-            # While they end: their memory is what takes time to free.
+            # Do this while the workers end, since freeing their memory takes time.
             self.durations.save(self.events.ids or ())
-            self.durations = Durations(None, self.warn)  # less to look through for garbage
+            self.durations = Durations(None, self.warn)  # fewer objects for the garbage collector
             self._estimates = None
             end_when_nothing_is_found()
         finally:
             super().pytest_sessionfinish()
         self.backend.close()
         for line in self.backend.leftovers():
-            # No warning: after an internal error there is no summary to show it.
+            # Not a warning: after an internal error there is no summary to show it.
             if self.terminal:
                 self.terminal.write_line(f"forkd: {line}")
         if self.terminal:
@@ -207,13 +207,13 @@ class ForkdSession(DistSession):
 
     @pytest.hookimpl(trylast=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
-        """forkd's own scheduler, where no mode was asked for or it serves the mode better."""
+        """forkd's own scheduler, if the user asked for no mode or for one that it implements."""
         return make_scheduler(
             config, self.settings.own_scheduler, self._estimate
         ) or super().pytest_xdist_make_scheduler(config, log)
 
     def _estimate(self, ids: Sequence[str], split_scope: SplitScope | None) -> Estimates:
-        """What is known of the tests, now that they are."""
+        """The estimates for the tests, now that their ids are known; made once."""
         if self._estimates is None:
             known = self.durations.known(ids)
             self._estimates = Estimates(
@@ -222,13 +222,13 @@ class ForkdSession(DistSession):
         return self._estimates
 
     def triggershutdown(self) -> None:
-        """Shut down all workers; a run that is to stop does not wait for what they have queued."""
+        """Shut down all workers; a run that is to stop does not wait for their queues."""
         super().triggershutdown()
         if self.shouldstop:
             self.stop_dealing()
 
     def stop_dealing(self) -> None:
-        """The run is to end: no worker begins what it has queued."""
+        """End the run early: workers do not begin the items in their queues."""
         if isinstance(self.sched, ForkdScheduling):
             self.sched.withdraw()
 
@@ -237,7 +237,7 @@ class ForkdSession(DistSession):
     def _choose_nodes(
         self, nodes: list[ForkdWorkerController], ids: Sequence[str]
     ) -> list[ForkdWorkerController]:
-        """The nodes that are worth a worker; the others are done without, or called later."""
+        """The nodes that are worth a worker; the others are dropped, or held in reserve."""
         if self.config.getvalue("dist") == "each":
             return nodes
         nodes = self._drop_spare(nodes, max(1, min(len(nodes), len(ids))))
@@ -252,7 +252,7 @@ class ForkdSession(DistSession):
     def _drop_spare(
         self, nodes: list[ForkdWorkerController], count: int
     ) -> list[ForkdWorkerController]:
-        """Do without the nodes after the first ``count``: there are no tests for them."""
+        """Drop the nodes after the first ``count``: there are no tests for them."""
         for node in nodes[count:]:
             node.discard()
             self._do_without(node)
@@ -266,12 +266,12 @@ class ForkdSession(DistSession):
         self.forget_status(node)
 
     def _have_workers(self, count: int) -> None:
-        """Let the options say how many there are: schedulers and plugins wait for so many."""
+        """Set the number of workers in the options: schedulers and plugins wait for that many."""
         self.config.option.tx = ["popen"] * count
         self.config.option.numprocesses = count
 
     def _deals(self) -> bool:
-        """Whether forkd's own scheduler is going to deal, which takes workers at any time."""
+        """Whether forkd's own scheduler will be used, which accepts workers at any time."""
         hook = self.config.hook.pytest_xdist_make_scheduler
         return self.settings.own_scheduler and len(hook.get_hookimpls()) == 1
 
@@ -282,7 +282,7 @@ class ForkdSession(DistSession):
             self.nodes.spawn(node)
 
     def _reserve_due(self) -> None:
-        """The tests may take longer than was expected."""
+        """Call more workers if tests take longer than expected."""
         possible = self.nodes.warm and not self.shuttingdown
         work = isinstance(self.sched, ForkdScheduling) and self.sched.has_work
         self._reserve.due(possible and work, self.nodes.events)
@@ -290,18 +290,18 @@ class ForkdSession(DistSession):
     # -- what the backend says (pytest_forkd.backends.base.Listener) ---------------------------
 
     def on_collector_message(self, message: dict[str, Any]) -> None:
-        """Queue the collector's answer behind what has come in before it."""
+        """Queue the collector's answer, after the events that came before it."""
         self.queue.put(("collector_answer", {"message": message}))
 
     def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
-        """Its workers die with it: take what they have still sent, then handle the loss."""
+        """Read the last messages of the workers, which die with it, then queue the loss."""
         nodes = self.nodes.lose_collector(reason)
         self.queue.put(("collector_lost", {"reason": reason, "nodes": nodes, "end": end}))
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
-        """Let the node take what the worker has still sent, and tell the session then."""
+        """Have the node read the worker's last messages, then queue its end."""
         node = self.nodes.nodes.get(worker)
-        if node is not None and node.spawned:  # else it is a lie, about nobody
+        if node is not None and node.spawned:  # else the message is wrong: no such worker
             node.exited(end)
 
     def _collector_lost(
@@ -322,20 +322,20 @@ class ForkdSession(DistSession):
             super().worker_workerfinished(node)
 
     def worker_unconfigured(self, node: ForkdWorkerController, usage: bool, text: str) -> None:
-        """A worker that was to configure itself could not."""
+        """A worker could not configure itself."""
         self.collector.worker_unconfigured(node, usage, text)
 
     def worker_wants(self, node: ForkdWorkerController, index: int | None) -> None:
-        """A worker waits to be told what comes next; xdist's schedulers have told it already."""
+        """A worker waits for its next item; xdist's schedulers need not be told."""
         if isinstance(self.sched, ForkdScheduling):
             self.sched.want(node, index)
 
     def _failed_worker_collectreport(
         self, node: Any, rep: pytest.CollectReport | pytest.TestReport
     ) -> None:
-        """Report what several workers failed to collect once.
+        """Report only once what several workers failed to collect.
 
-        xdist knows a failure again by its representation, most kinds of which are equal to none.
+        xdist compares the representations of failures, but most kinds of them are never equal.
         """
         if self.is_new_collection_error((rep.nodeid, str(rep.longrepr))):
             self.config.hook.pytest_collectreport(report=rep)
@@ -347,7 +347,7 @@ class ForkdSession(DistSession):
         top_up(self.sched)
 
     def worker_unscheduled(self, node: Any, indices: Any) -> None:
-        """A worker gave tests back; if it has died since, the scheduler has them already."""
+        """A worker has given tests back; if it has died since, the scheduler has them already."""
         if self.sched is not None and node in self.sched.nodes:
             indices = [index for index in indices if index not in node.begun]
             for index in indices:
@@ -357,13 +357,13 @@ class ForkdSession(DistSession):
     # -- what is shown -------------------------------------------------------------------------
 
     def warn(self, text: str) -> None:
-        """Have the summary show a warning; where warnings are errors, the run goes on, too."""
+        """Have the summary show a warning; the run goes on even if warnings are errors."""
         try:
             self.config.issue_config_time_warning(PytestForkdWarning(text), stacklevel=2)
         except PytestForkdWarning:
             self.report_line(f"forkd: {text}")
 
     def add_deselected(self, items: list[DeselectedItem]) -> None:
-        """Have the summary say how many tests were deselected, as it does in a plain run."""
+        """Count deselected tests in the summary, as in a plain run."""
         if self.terminal and items:
             self.terminal.stats.setdefault("deselected", []).extend(items)

@@ -38,8 +38,8 @@ DEFAULT_KEEP = 600.0
 #: How many parents are kept for a user by default.
 DEFAULT_KEEP_MAX = 4
 
-#: Options under which pytest runs no tests, or runs them under a debugger that needs the terminal.
-#: ``-f`` runs the tests in a pytest of its own making, which knows no forkd workers.
+#: Options with which pytest runs no tests, or runs them under a debugger that needs the terminal.
+#: ``-f`` starts a pytest of its own, which has no forkd workers.
 _NOT_DISTRIBUTED = (
     "collectonly",
     "looponfail",
@@ -62,11 +62,12 @@ class Settings:
     :ivar testrunuid: the run's id: ``--testrunuid``, or made up.
     :ivar keep: seconds for which the parent is kept after the run; 0 not to keep it.
     :ivar keep_max: how many parents are kept for this user.
-    :ivar keep_ignore_env: patterns of environment variables that make no other parent.
-    :ivar own_scheduler: nobody has asked for one of xdist's modes of distribution.
-    :ivar forkd: where the machines of the forkd backend come from.
-    :ivar qemu: what the guests of the qemu backend are like.
-    :ivar sync: what of the working tree machines get.
+    :ivar keep_ignore_env: patterns of environment variables that do not matter for which parent is
+        used.
+    :ivar own_scheduler: whether the user has asked for none of xdist's modes of distribution.
+    :ivar forkd: the settings of the forkd backend.
+    :ivar qemu: the settings of the qemu backend.
+    :ivar sync: which part of the working tree is sent to machines.
     """
 
     workers: int | str
@@ -159,7 +160,7 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
         )
     if wanted is None and xdist_workers is not None:
         if not config.getini("forkd_replace_xdist"):
-            return 0  # -n was meant for xdist, whatever the ini file's default is
+            return 0  # -n asks for xdist, which overrides the default in the ini file
         return xdist_workers  # type: ignore[no-any-return]
     if wanted is None and getattr(namespace, "tx", None):
         distributed = getattr(namespace, "dist", "no") != "no" or getattr(namespace, "distload", 0)
@@ -179,7 +180,7 @@ def _workers(config: pytest.Config, namespace: Any) -> int | str:
 
 
 def _popen_specs(namespace: Any) -> int:
-    """How many workers ``--tx`` asks for: ``popen`` and ``3*popen`` are so many.
+    """How many workers ``--tx`` asks for, as ``popen`` or ``3*popen``.
 
     :raises pytest.UsageError: for any other specification, such as another Python or machine.
     """
@@ -199,8 +200,8 @@ def _popen_specs(namespace: Any) -> int:
 def _keep(config: pytest.Config, namespace: Any) -> float:
     seconds, source = option_or_ini(config, namespace, "forkd_keep")
     if seconds is None or seconds == "":
-        # What is started on CI is expected to end with the job's step, what a test starts with the
-        # test.
+        # A process started on CI should end with the job's step, and one started by a test with
+        # the test.
         inside = os.environ.get("CI") or "PYTEST_CURRENT_TEST" in os.environ
         return 0.0 if inside else DEFAULT_KEEP
     try:
@@ -229,7 +230,7 @@ def _keep_max(config: pytest.Config) -> int:
 
 
 def count_workers(settings: Settings, config: pytest.Config) -> int:
-    """The number of workers, once conftests are loaded: they may have a say in ``auto``.
+    """The number of workers, once conftests are loaded: their hooks may decide about ``auto``.
 
     :returns: 0 if the run is not to be distributed after all.
     """
@@ -242,7 +243,7 @@ def count_workers(settings: Settings, config: pytest.Config) -> int:
 
 
 def guess_workers(settings: Settings, namespace: Any) -> int:
-    """What :func:`count_workers` will find, if no conftest has a say in it."""
+    """What :func:`count_workers` will return, unless a conftest's hook changes it."""
     number = settings.workers
     if isinstance(number, str):
         from pytest_forkd.compat.xdist_plugin import number_of_workers
@@ -266,8 +267,8 @@ def make_backend(settings: Settings, plan: Plan) -> Backend | None:
     """The backend for a run, not yet started.
 
     :param plan: what its parent is to import.
-    :returns: ``None`` where ``auto`` finds that plain xdist workers are the better choice.
-    :raises BackendError: if the backend that was asked for is not to be had.
+    :returns: ``None`` if ``auto`` decides that plain xdist workers are the better choice.
+    :raises BackendError: if the backend that was asked for is not available.
     """
     if settings.forkd is not None and settings.sync is not None:
         from pytest_forkd.forkd.backend import ForkdBackend

@@ -1,4 +1,4 @@
-"""What is remembered of a suite: whether it can share one collection, and why not."""
+"""What is remembered about a suite: whether it can share one collection, and if not, why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pytest_forkd.runtime.file_stamps import last_write
 __all__ = ["MODULES_KEY", "Modules", "Recalled", "WarmMemory", "finding_line", "warn_about"]
 
 _UNSUITABLE = "forkd/unsuitable"
-#: Sets of plugins and arguments of which a finding is remembered, the last ones first.
+#: For how many sets of plugins and arguments findings are remembered, most recent first.
 _MOST_UNSUITABLE = 8
 _SECONDS = "forkd/collection-seconds"
 MODULES_KEY = "forkd/modules"
@@ -42,7 +42,7 @@ class Modules:
 
     @classmethod
     def from_json(cls, stored: object) -> Modules:
-        """What :meth:`to_json` made; nothing is known if it is anything else."""
+        """The inverse of :meth:`to_json`; empty if ``stored`` is anything else."""
         if not isinstance(stored, dict) or not isinstance(stored.get("modules"), list):
             return cls()
         skip = stored.get("skip")
@@ -59,7 +59,7 @@ class Modules:
 
 @dataclass(frozen=True)
 class Recalled:
-    """What is known of a suite.
+    """What is known about a suite.
 
     :ivar level: the warm level to try: ``collection`` or ``imports``.
     :ivar modules: third-party modules that it is known to import.
@@ -72,25 +72,25 @@ class Recalled:
 
 
 class WarmMemory:
-    """Kept in pytest's cache, so that ``--cache-clear`` forgets it.
+    """Remembers it in pytest's cache, so that ``--cache-clear`` clears it.
 
-    :param ignored: patterns of environment variables that make no difference; see
+    :param ignored: patterns of environment variables that do not matter; see
         :func:`~pytest_forkd.parent.fingerprint.fingerprint`.
     """
 
     def __init__(self, config: pytest.Config, ignored: Iterable[str] = ()) -> None:
         self._config = config
-        # A digest: variables hold passwords, and the cache is not always private.
+        # A digest only: variables may hold passwords, and the cache may not be private.
         environ = repr(that_matter(os.environ, ignored)).encode("utf-8", "surrogateescape")
         self._environ = hashlib.sha256(environ).hexdigest()[:20]
         self._cache = QuietCache(config)
         self._plugins = active_plugins(config)
 
     def recall(self, warm: str, min_shared_collection_seconds: float = 0.0) -> Recalled:
-        """What to try.
+        """What to try in this run.
 
-        :param warm: what was asked for: ``auto``, ``collection`` or ``imports``.
-        :param min_shared_collection_seconds: a collection that took less is not shared.
+        :param warm: what the user asked for: ``auto``, ``collection`` or ``imports``.
+        :param min_shared_collection_seconds: a collection that took less time is not shared.
         """
         modules = Modules.from_json(self._cache.get(MODULES_KEY))
         if warm != "auto":
@@ -104,10 +104,10 @@ class WarmMemory:
         return Recalled("collection", modules)
 
     def remember_unsuitable(self, findings: list[dict[str, Any]], files: list[str]) -> None:
-        """Note why this suite's workers have to collect for themselves.
+        """Remember why this suite's workers have to collect for themselves.
 
-        It holds for the same arguments, plugins and environment, until one of the project's files,
-        of those that were loaded, or the ini file changes.
+        This is valid for the same arguments, plugins and environment, until one of the loaded
+        project files or the ini file changes.
 
         :param files: the project's files.
         """
@@ -124,11 +124,11 @@ class WarmMemory:
         self._cache.set(_UNSUITABLE, [known, *others][:_MOST_UNSUITABLE])
 
     def remember_seconds(self, seconds: float) -> None:
-        """Note what a collection took."""
+        """Remember how long a collection took."""
         self._cache.set(_SECONDS, round(float(seconds), 3))
 
     def remember_modules(self, modules: Modules) -> None:
-        """Note which third-party modules the suite imports."""
+        """Remember which third-party modules the suite imports."""
         stored = modules.to_json()
         if stored != self._cache.get(MODULES_KEY):
             self._cache.set(MODULES_KEY, stored)
@@ -152,7 +152,7 @@ class WarmMemory:
 
 
 def active_plugins(config: pytest.Config) -> list[str]:
-    """The plugins that are loaded, with what changes when their version does, and Python's.
+    """The loaded plugins, each with something that changes with its version, and Python's version.
 
     Conftests and built-in plugins are left out: they belong to the project's files and to pytest.
     """
@@ -193,6 +193,6 @@ def finding_line(finding: dict[str, Any], config: pytest.Config) -> str:
 def warn_about(
     findings: list[dict[str, Any]], config: pytest.Config, warn: Callable[[str], object]
 ) -> None:
-    """Turn what speaks against a forced ``--forkd-warm=collection`` into warnings."""
+    """Turn findings into warnings if ``--forkd-warm=collection`` is used in spite of them."""
     for finding in findings:
         warn(f"workers share one collection, but {finding_line(finding, config)}")

@@ -1,4 +1,4 @@
-"""How a run takes the end of its workers: in good order, worn out, or dead."""
+"""How a run handles the end of its workers: normal, on an exhausted machine, or by a crash."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from pytest_forkd.scheduling import ForkdScheduling
 
 __all__ = ["WorkerEnds"]
 
-#: Seconds for a plugin's thread in the controller to read what a dead worker has sent it.
+#: Seconds for a plugin's thread in the controller to read the last data of a dead worker.
 _SERVER_GRACE = 0.02
-#: Machines that may end in the middle of nothing, as far as is known.
+#: How many machines may end abruptly, with no test running as far as known, before one is blamed.
 _MAX_UNEXPLAINED = 2
 
 
 class WorkerEnds:
-    """Reports what a worker's end has cost, and replaces the worker where it is missed.
+    """Reports crashed tests, and replaces workers that have ended while there is work for them.
 
-    :param run: whose workers they are.
+    :param run: the run.
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._config = run.config
         self._unexplained = 0
-        #: What the run is to end with, if a worker has said so.
+        #: The exception to end the run with, if a worker's session demands that.
         self.exit: Exception | None = None
 
     def exited(self, node: ForkdWorkerController) -> None:
-        """A worker's process has ended, in good order or not."""
+        """Handle the end of a worker's process, normal or not."""
         assert node.end is not None
         if not node.down:
             self.died(node, f"Not properly terminated: {node.end.reason}")
         node.discard()
 
     def died(self, node: ForkdWorkerController, error: object | None) -> None:
-        """A worker died: blame the test that was running, and replace the worker.
+        """Handle a worker's death: blame the running test, and replace the worker.
 
         :raises RunLost: if no worker can be made.
         """
@@ -59,7 +59,7 @@ class WorkerEnds:
             run.active_nodes.discard(node)
             if not run.active_nodes:
                 raise RunLost(f"no worker can be made: {node.end.reason}")
-            return  # the others do its part
+            return  # the other workers take over its work
         if crashitem:
             self.report_crash(crashitem, node)
         if not run.count_failed_node():
@@ -77,15 +77,15 @@ class WorkerEnds:
             message = f"maximum crashed workers reached: {run.max_worker_restart}"
         run.summarize(message)
         run.report_line(f"\n{message}")
-        if not getattr(run.pytest_session, "testsfailed", 0):  # or it would end with success
+        if not getattr(run.pytest_session, "testsfailed", 0):  # else the run would count as passed
             run.shouldstop = message
         run.triggershutdown()
 
     def make_up_for(self, node: ForkdWorkerController, interrupted: str | None, more: bool) -> None:
-        """Run again what a worker was running that was lost for no fault of its tests.
+        """Run the interrupted test again, since the worker was lost through no fault of its own.
 
-        :param node: taken out already.
-        :param interrupted: the id of the test.
+        :param node: the lost node; must have been taken out before.
+        :param interrupted: the id of the test that was running, if any.
         :param more: whether there is other work for a replacement.
         """
         if interrupted:
@@ -99,7 +99,7 @@ class WorkerEnds:
         return more or (isinstance(sched, ForkdScheduling) and sched.has_work)
 
     def _end_exhausted(self, node: ForkdWorkerController) -> None:
-        """A worker has ended its session since its machine is worn out: have another one go on."""
+        """Replace a worker that has ended its session because its machine is exhausted."""
         run = self._run
         self._config.hook.pytest_testnodedown(node=node, error=None)
         _nothing, more = self.take_out(node)
@@ -110,10 +110,10 @@ class WorkerEnds:
         else:
             run.report_line(line)
         run.active_nodes.discard(node)
-        run.backend.signal(node.gateway.id, signal.SIGKILL)  # it may not be able to leave
+        run.backend.signal(node.gateway.id, signal.SIGKILL)  # it may not be able to exit
 
     def replace(self, node: ForkdWorkerController) -> None:
-        """Have another worker made in the place of one that has ended."""
+        """Have a replacement made for a worker that has ended."""
         self._run.shuttingdown = False
         self._run.nodes.replaced(self._run.clone_node(node))
 
@@ -125,8 +125,8 @@ class WorkerEnds:
         """
         end = node.end
         if end is not None and end.abrupt and not end.blameless and node.running is None:
-            # It may have begun a test and not been heard. Once that is chance; if it happens again
-            # and again, the first test that it was to run is blamed, or this would never end.
+            # It may have begun a test without its message arriving. That may happen by chance. But
+            # if it happens repeatedly, blame its first queued test, or the run would never end.
             self._unexplained += 1
             if self._unexplained > _MAX_UNEXPLAINED and node.given:
                 node.running = next(iter(node.given))
@@ -139,8 +139,8 @@ class WorkerEnds:
     def report_crash(self, nodeid: str, node: ForkdWorkerController) -> None:
         """Report a test as failed because its worker died."""
         if threading.active_count() > 1:
-            # What the worker told a plugin's server (pytest-rerunfailures has one) just before it
-            # died may not have been read yet, and decides whether the test runs again.
+            # A plugin's server (pytest-rerunfailures has one) may not have read the worker's last
+            # data yet, which decides whether the test is run again.
             time.sleep(_SERVER_GRACE)
         report = crash_report(nodeid, node)
         hook = self._config.hook
@@ -149,9 +149,9 @@ class WorkerEnds:
         self._run.stop_after_failures(report)
 
     def interrupted(self, node: ForkdWorkerController) -> bool:
-        """A worker's session has ended; it may want the whole run to end.
+        """Handle the end of a worker's session that was interrupted or had an internal error.
 
-        :returns: whether it does, or is worn out, so that nothing is left to be done here.
+        :returns: whether it was, or its machine is exhausted; then the end has been handled.
         """
         run = self._run
         interruption = node.interruption

@@ -25,7 +25,7 @@ def show_internal_error(config: pytest.Config, text: str) -> None:
 
 
 def describe(exc: Exception) -> str:
-    """What is wrong with a message, by what its handling has raised."""
+    """What is wrong with a message, given the exception that handling it has raised."""
     if isinstance(exc, (BadEvent, ValueError)):
         return str(exc)
     return f"{type(exc).__name__}: {exc}"

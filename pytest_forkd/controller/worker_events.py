@@ -1,9 +1,9 @@
-"""What workers say, decoded and checked in the controller's main loop.
+"""Decodes and checks workers' messages, in the controller's main loop.
 
 A worker is not trusted. A message is checked as a whole (:mod:`pytest_forkd.channel.messages`);
 then each event is compared with what the worker was given, and only then does it reach the session
-and its hooks. Whatever is wrong with a message ends the worker that sent it and touches nothing
-else. What a plugin's hook raises is the hook's fault, and ends the run as it would under xdist.
+and its hooks. An invalid message ends the worker that sent it, and affects nothing else. An
+exception in a plugin's hook is not the worker's fault, and ends the run as it would under xdist.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from pytest_forkd.scheduling import SharedFixtures
 __all__ = ["WorkerEvents"]
 
 
-#: Events that a worker may send before the next test begins: reports of subtests, warnings.
+#: How many events a worker may send between the starts of two tests: subtest reports, warnings.
 _MAX_CHATTER = 500_000
 #: Internal errors of one worker; each is shown.
 _MAX_INTERNAL_ERRORS = 100
 
-#: What is left to be done with an event once it has been checked.
+#: A call that passes a checked event on to the session; ``None`` if there is nothing to do.
 _Tell = Callable[[], object] | None
 
 
 class WorkerEvents:
     """Turns the messages of workers into calls of the session's ``worker_*`` methods.
 
-    See :mod:`pytest_forkd.channel.events` for the events. A handler checks one, takes note of it at
-    the node, and returns what is then to be told to the session. Only a handler's own failure is
-    the worker's fault.
+    See :mod:`pytest_forkd.channel.events` for the events. A handler checks an event, updates the
+    node, and returns the call that tells the session. An exception in the handler itself is the
+    worker's fault; one in that call is not.
 
-    :param run: whose methods are called.
+    :param run: the session, whose methods are called.
     """
 
     def __init__(self, run: Run) -> None:
@@ -88,7 +88,7 @@ class WorkerEvents:
         handlers = self._handlers
         for event in events:
             if node.down or node.given_up:
-                return  # what has ended has nothing more to tell
+                return  # ignore messages after the worker's end
             try:
                 tell = handlers[type(event)](node, event)
             except Exception as exc:
@@ -99,9 +99,9 @@ class WorkerEvents:
                 tell()
 
     def take_collected(self, node: ForkdWorkerController, events: list[Any]) -> None:
-        """Handle what the collector tells of the collection, or of a session that ended early.
+        """Handle the collector's events: of the collection, or of a session that ended early.
 
-        :param node: which stands for all that it collects for.
+        :param node: stands for all nodes that the collector collects for.
         :raises BadEvent: on an event that no collector of ours would send.
         """
         for event in events:
@@ -118,7 +118,7 @@ class WorkerEvents:
     def take_fixtures(self, table: Any) -> None:
         """Remember which fixtures items share.
 
-        :raises BadEvent: if it is no table of theirs.
+        :raises BadEvent: if the table is invalid.
         """
         try:
             self.fixtures = SharedFixtures.from_json(table, len(self.ids or ()))
@@ -191,15 +191,15 @@ class WorkerEvents:
 
     @staticmethod
     def _hold(node: ForkdWorkerController, tell: Callable[[], None]) -> _Tell:
-        # What comes before the test has ended is held back: should it crash its worker now, the
-        # crash is its outcome, and this is part of the story.
+        # Hold reports back until the test has ended: if it crashes its worker, its outcome is the
+        # crash, and these reports become part of that.
         if node.running is None:
             return tell
         node.held.append(tell)
         return None
 
     def _added(self, node: ForkdWorkerController) -> dict[str, Any]:
-        """The fields that all of a worker's reports of a test have beside pytest's own."""
+        """The fields that a worker's reports have in addition to pytest's own."""
         return {
             "item_index": node.latest,
             "worker_id": node.workerinput["workerid"],
@@ -314,7 +314,7 @@ class WorkerEvents:
         }
         sched = self._run.sched
         if self.workers_collect and sched is not None and sched.collection_is_completed:
-            # A replacement: schedulers want to be told of it and of its collection at once.
+            # A replacement: schedulers must get it and its collection at the same time.
             node.ready = info
             return None
         if self.ids is None or self.workers_collect:
@@ -358,7 +358,7 @@ class WorkerEvents:
     # -- ends ----------------------------------------------------------------------------------
 
     def _on_exhausted(self, node: ForkdWorkerController, event: messages.Exhausted) -> _Tell:
-        if not node.begun:  # else it could ask for another machine again and again
+        if not node.begun:  # without any progress, machines could be replaced for ever
             raise BadEvent("it has run nothing")
         node.exhausted = one_line(event.text)
         return None

@@ -1,4 +1,4 @@
-"""forkd's own scheduler, and what it expects tests and shared fixtures to take."""
+"""forkd's own scheduler, and its estimates of how long tests and shared fixtures take."""
 
 from pytest_forkd.scheduling.estimates import Estimates, SharedFixtures
 from pytest_forkd.scheduling.modes import SplitScope, make_scheduler

@@ -1,4 +1,4 @@
-"""What tests and shared fixtures took, kept from run to run.
+"""Durations of tests and shared fixtures, kept from run to run.
 
 The file is compact JSON::
 
@@ -6,9 +6,9 @@ The file is compact JSON::
      "tests": {"test_a.py": {"::test_one": [setup, call, teardown]}},
      "fixtures": {"test_a.py::costly": seconds}}
 
-Times are seconds. It is kept in pytest's cache directory, or where ``--forkd-durations`` says,
-which is how it gets from one CI job to the next. Nothing in it is worth failing a run for: what
-cannot be read or written is a warning.
+Times are seconds. The file is in pytest's cache directory, or where ``--forkd-durations`` says, for
+example to pass it from one CI job to the next. If it cannot be read or written, that is only a
+warning: it is not worth failing a run.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def durations_path(config: pytest.Config) -> tuple[Path | None, bool]:
     cache: Any = getattr(config, "cache", None)
     if cache is None:
         return None, False
-    # Below "d", which --cache-clear empties when the session is set up.
+    # In folder "d", which --cache-clear empties when the session is set up.
     return cache_directory_of(cache) / "d" / _DIRECTORY / _FILE, False
 
 
 class Durations:
     """The durations of earlier runs, and those of this one.
 
-    :param path: of the file; ``None`` keeps nothing.
-    :param warn: called with what is to be told when the file is of no use.
+    :param path: path of the file; ``None`` keeps nothing.
+    :param warn: called with a message if the file cannot be used.
     :param named: whether the user has named it.
     :param make_directory: called before the file is written.
     """
@@ -82,7 +82,7 @@ class Durations:
 
     @classmethod
     def load(cls, config: pytest.Config, warn: Callable[[str], object]) -> Durations:
-        """Read what earlier runs have left."""
+        """Read the durations of earlier runs."""
         path, named = durations_path(config)
         cache = QuietCache(config)
         make_directory = (lambda: None) if named else partial(cache.make_directory, _DIRECTORY)
@@ -102,7 +102,7 @@ class Durations:
             self._warn(f"cannot use the durations in {self.path}: {exc}")
 
     def known(self, ids: Sequence[str]) -> dict[str, float]:
-        """Seconds that each of the items took before, by id, where that is known.
+        """Seconds that the items took before, by id, as far as known.
 
         Warns if the user has named a file of another suite.
         """
@@ -121,11 +121,11 @@ class Durations:
         return known
 
     def record(self, index: int, phases: list[float]) -> None:
-        """The item at ``index`` took so long: seconds of set-up, call and teardown."""
+        """Record how long the item at ``index`` took: seconds of set-up, call and teardown."""
         self._new[index] = phases
 
     def record_fixture(self, key: str, seconds: float) -> None:
-        """A shared fixture's set-up took ``seconds``; the shortest of a run counts."""
+        """Record that a shared fixture's set-up took ``seconds``; a run's shortest time counts."""
         known = self._new_fixtures.get(key)
         if known is None or seconds < known:
             self._new_fixtures[key] = seconds
@@ -133,7 +133,7 @@ class Durations:
     def save(self, ids: Sequence[str]) -> None:
         """Add what this run has measured to the file; warns if it cannot be written.
 
-        :param ids: of the items that :meth:`record` was told of by index.
+        :param ids: the ids of the items, for the indices given to :meth:`record`.
         """
         if self.path is None or not (self._new or self._new_fixtures):
             return
@@ -147,7 +147,7 @@ class Durations:
             self._make_directory()
             _write(self.path, json.dumps(data, separators=(",", ":")).encode("ascii"))
         except OSError as exc:
-            if self.named:  # else pytest says what is the matter with its cache
+            if self.named:  # else pytest itself warns about its cache
                 self._warn(f"cannot write the durations to {self.path}: {exc}")
 
 

@@ -1,4 +1,4 @@
-"""What tests, and the fixtures that they share, are expected to take."""
+"""How long tests, and the fixtures that they share, are expected to take."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 __all__ = ["Estimates", "SharedFixtures"]
 
-#: Seconds for a test of which nothing is known, in a suite of which nothing is known: no less than
-#: for a fixture, or all tests of a small suite would stay with the fixture, on one worker.
+#: Seconds for a test if nothing is known about the suite. Not less than for a fixture: otherwise
+#: all tests of a small suite would stay with their fixture, on one worker.
 UNKNOWN_TEST = 0.05
-#: Seconds for a shared fixture of which nothing is known: enough to keep its tests together.
+#: Seconds for an unknown shared fixture: enough to keep its tests together.
 UNKNOWN_FIXTURE = 0.05
 #: Seconds that pytest itself spends on a test, outside of the phases that it times.
 OVERHEAD = 0.0003
@@ -21,11 +21,11 @@ OVERHEAD = 0.0003
 class SharedFixtures:
     """Which fixtures of a scope above function each item uses; session-scoped ones are left out.
 
-    An instance is one set-up that neighbours share: a fixture with a parameter in a module, say.
+    An instance is one set-up that neighbours share, such as a parametrized fixture in a module.
 
     :ivar keys: the fixtures' names, by which their costs are remembered.
-    :ivar instances: of each instance, the position of its fixture in ``keys``.
-    :ivar runs: ``(start, stop, instances)``: what all items from ``start`` up to ``stop`` use.
+    :ivar instances: for each instance, the position of its fixture in ``keys``.
+    :ivar runs: ``(start, stop, instances)``: those that items ``start`` to ``stop`` - 1 use.
     """
 
     keys: Sequence[str] = ()
@@ -73,16 +73,16 @@ def _all_below(values: Sequence[object], limit: int) -> bool:
 
 
 class Estimates:
-    """Seconds that each item is expected to take; those of unknown ones are refined by the run.
+    """Seconds that each item is expected to take; estimates of unknown items improve in the run.
 
-    :param ids: of the items, in the order of their indices.
-    :param known: what tests took, by id.
-    :param fixtures: what items share.
-    :param costs: what the set-up of shared fixtures took, by key.
-    :param split_scope: if given, items for which it returns the same are never separated.
+    :param ids: the items' ids, in the order of their indices.
+    :param known: seconds that tests took before, by id.
+    :param fixtures: the fixtures that items share.
+    :param costs: seconds that the set-up of shared fixtures took before, by key.
+    :param split_scope: if given, items for which it returns the same value are never separated.
     """
 
-    #: Seconds that no test takes less than.
+    #: The shortest time that any test takes, in seconds.
     LEAST = OVERHEAD
 
     def __init__(
@@ -94,13 +94,13 @@ class Estimates:
         split_scope: Callable[[str], str] | None = None,
     ) -> None:
         known = known or {}
-        #: Of each item: seconds, or ``None``.
+        #: For each item: seconds, or ``None`` if unknown.
         self.times: list[float | None] = [
             None if seconds is None else seconds + OVERHEAD for seconds in map(known.get, ids)
         ]
-        #: Of each item: the file that it is from.
+        #: For each item: its file.
         self.files: list[str] = [nodeid.partition("::")[0] for nodeid in ids]
-        #: Of each item: the scope that it is never separated from; ``None`` if there is none.
+        #: For each item: its scope, which is never split; ``None`` if there are no such scopes.
         self.scopes = None if split_scope is None else [split_scope(nodeid) for nodeid in ids]
         of_files: dict[str, list[float]] = {}
         for file, seconds in zip(self.files, self.times, strict=True):
@@ -143,7 +143,7 @@ class Estimates:
         return self.unknown(self.files[index]) if seconds is None else seconds
 
     def unknown(self, file: str) -> float:
-        """Seconds for a test of ``file`` of which nothing is known."""
+        """Seconds for an unknown test in ``file``."""
         seconds = self._of_files.get(file)
         if seconds is not None:
             return seconds
@@ -156,7 +156,7 @@ class Estimates:
         return total / count if count else UNKNOWN_TEST
 
     def learn(self, index: int, seconds: float) -> None:
-        """An item took ``seconds``: others that are unknown may take as long."""
+        """Record that an item took ``seconds``, to estimate other unknown items."""
         if self.times[index] is None:
             file = self.files[index]
             total, count = self._seen.get(file, (0.0, 0))
@@ -165,7 +165,7 @@ class Estimates:
             self._seen_all = (total + seconds, count + 1)
 
     def shared(self, before: int | None, index: int) -> float:
-        """Seconds to pay again if a worker that has not run ``before`` goes on with ``index``.
+        """Seconds of set-up repeated if ``index`` runs on another worker than ``before``.
 
         :returns: infinity if the two must not be separated.
         """

@@ -1,4 +1,4 @@
-"""Which of ``--dist``'s modes forkd's own scheduler serves."""
+"""Which of ``--dist``'s modes forkd's own scheduler implements."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pytest_forkd.scheduling.scheduler import ForkdScheduling
 
 __all__ = ["SplitScope", "make_scheduler"]
 
-#: The scope of the item with an id: what is in one scope runs on one worker.
+#: Returns the scope of the item with an id; all items of a scope run on one worker.
 SplitScope = Callable[[str], str]
 
 
 def _split_scope(scheduler: type[LoadScopeScheduling]) -> SplitScope:
-    """xdist's own function, which uses nothing of the scheduler that it is a method of."""
+    """xdist's own method, as a function: it does not use ``self``."""
     return scheduler.__new__(scheduler)._split_scope
 
 
@@ -26,7 +26,7 @@ _SCOPES = {
     "loadfile": LoadFileScheduling,
     "loadgroup": LoadGroupScheduling,
 }
-#: Options of pytest's that put tests into an order which is meant to be kept.
+#: Options of pytest that put tests into an order that has to be kept.
 _IN_ORDER = ("failedfirst", "newfirst", "stepwise")
 
 
@@ -35,11 +35,11 @@ def make_scheduler(
     nobody_asked: bool,
     estimate: Callable[[Sequence[str], SplitScope | None], Estimates],
 ) -> ForkdScheduling | None:
-    """forkd's scheduler: where no mode was asked for, and for those that keep scopes together.
+    """forkd's scheduler, if the user asked for no mode, or for one that keeps scopes together.
 
-    :param nobody_asked: whether the mode that ``config`` has is forkd's choice.
+    :param nobody_asked: whether forkd has chosen the mode in ``config``, not the user.
     :param estimate: called with the ids of all items, once they are known.
-    :returns: ``None`` for the modes that are xdist's.
+    :returns: ``None`` for modes that are left to xdist.
     """
     dist = config.getvalue("dist")
     split_scope = None

@@ -1,4 +1,4 @@
-"""What schedulers know of a worker."""
+"""The part of a worker that schedulers use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Node"]
 
 
 class Node(Protocol):
-    """A worker, as ``xdist.workermanage.WorkerController`` is one; items are indices.
+    """A worker, such as an ``xdist.workermanage.WorkerController``; items are indices.
 
-    :ivar ids: the ids of its items, once it has them.
-    :ivar running: the index of the item that it runs, as far as it has told.
+    :ivar ids: the ids of its items, once they are known.
+    :ivar running: the index of the item that it runs, as last reported.
     """
 
     gateway: Any
@@ -27,7 +27,7 @@ class Node(Protocol):
         """Queue these items."""
 
     def send_steal(self, indices: Sequence[int]) -> None:
-        """Ask back those of these items that it has not begun."""
+        """Ask it to return those of these items that it has not begun."""
 
     def shutdown(self) -> None:
         """Have it end once its queue is empty."""

@@ -1,4 +1,4 @@
-"""The tests that no worker has been given, in the order in which they are dealt."""
+"""The tests that no worker has been given yet, in the order in which they are dealt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pytest_forkd.scheduling.estimates import Estimates
 
 __all__ = ["Pool"]
 
-#: Seconds below which a chunk is not worth a message: tiny tests travel in hundreds.
+#: Shortest chunk, in seconds, that is worth a message: tiny tests are sent by the hundred.
 MIN_CHUNK = 0.02
 #: Seconds of shared fixtures that are not worth keeping tests together for.
 NEGLIGIBLE = 0.001
-#: A unit is long, and dealt before the others, if it takes this part of a worker's fair share.
+#: A unit is long, and dealt before the others, if it takes this fraction of a worker's fair share.
 LONG_PART = 1 / 16
 
 
@@ -30,7 +30,7 @@ class _Unit:
         self.bound = bound
         first = self.items[0]
         self.file = estimates.files[first]
-        #: Seconds of the known items with the first set-up of what they share.
+        #: Seconds of the known items, and of one set-up of the fixtures that they share.
         self.known = estimates.enter(None, first)
         #: How many items are unknown.
         self.unknown = 0
@@ -38,7 +38,7 @@ class _Unit:
             self.add(index, estimates, 1)
 
     def add(self, index: int, estimates: Estimates, sign: int) -> None:
-        """Count an item in, or out."""
+        """Add an item's time (``sign`` 1), or subtract it (-1)."""
         seconds = estimates.times[index]
         if seconds is None:
             self.unknown += sign
@@ -46,20 +46,20 @@ class _Unit:
             self.known += sign * seconds
 
     def time(self, estimates: Estimates) -> float:
-        """Seconds for all of it; takes the same time however many items there are."""
+        """Seconds for the whole unit; computed in constant time."""
         if not self.unknown:
             return self.known
         return self.known + self.unknown * estimates.unknown(self.file)
 
 
 class Pool:
-    """Units in the order in which they are dealt: long ones first, the longest of them before all.
+    """Units in the order in which they are dealt: long units first, beginning with the longest.
 
-    What is short stays in the order of collection, so that workers do not go from one module to
-    another and back.
+    Short units stay in the order of collection, so that workers do not switch back and forth
+    between modules.
 
-    :param estimates: of all items.
-    :param workers: how many there are to share the work.
+    :param estimates: the estimates for all items.
+    :param workers: how many workers share the work.
     :param reorder: whether the longest come first; otherwise all stay in the order of collection.
     """
 
@@ -113,7 +113,7 @@ class Pool:
         long = sum(unit.time(estimates) for unit in units) / workers * LONG_PART
 
         def key(unit: _Unit) -> float:
-            # What is not quite as long is taken for as long, and stays in order.
+            # Rounded, so that units of about the same length stay in the order of collection.
             seconds = unit.time(estimates)
             whole = unit.bound or len(unit.items) == 1
             return -round(math.log(seconds), 1) if whole and seconds > long else math.inf
@@ -121,7 +121,7 @@ class Pool:
         return sorted(units, key=key)
 
     def put_back(self, indices: Sequence[int]) -> None:
-        """Add items, to be dealt next."""
+        """Put items back, to be dealt next."""
         estimates = self._estimates
         groups: list[list[int]] = []
         for index in indices:
@@ -145,9 +145,9 @@ class Pool:
             )
 
     def deal(self, workers: int) -> list[int]:
-        """Take out the next chunk: a part of what is left that shrinks towards the end.
+        """Take out the next chunk; chunks shrink as less work is left.
 
-        :param workers: how many there are to share what is left.
+        :param workers: how many workers share what is left.
         """
         estimates = self._estimates
         left = sum(unit.time(estimates) for unit in self._units)
@@ -172,7 +172,7 @@ class Pool:
         return dealt
 
     def _split(self, unit: _Unit, aim: float, *, first: bool) -> list[int]:
-        """Take about ``aim`` seconds off a unit, where that costs less than it wins."""
+        """Take about ``aim`` seconds off a unit; cut only where that saves more than it costs."""
         estimates = self._estimates
         taken: list[int] = []
         seconds = 0.0
@@ -183,7 +183,7 @@ class Pool:
             step = estimates.time(index) + estimates.enter(before, index)
             if (taken or not first) and seconds + step > aim:
                 again = estimates.shared(before, index)
-                # Two workers win (whole - again) / 2 at best: it must be more than is paid again.
+                # Splitting saves at most (whole - again) / 2, which must be more than ``again``.
                 if whole > 3 * again:
                     break
             seconds += step

@@ -1,8 +1,7 @@
-"""Workers that are made only once there is enough for them to do.
+"""Workers that are made only if there is enough work for them.
 
-A worker costs processor time: a fork, a session of its own, pages that it touches first, and shared
-fixtures that it sets up again. Where the tests are known to take no longer than that, it makes the
-run slower.
+A worker costs processor time: a fork, a session of its own, copies of memory pages, and shared
+fixtures that it sets up again. If its tests take no longer than that, it makes the run slower.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CALL_AFTER", "PATIENCE", "WORTH_A_WORKER", "Reserve", "workers_worth"]
 
-#: Seconds of tests that are worth a worker.
+#: How many seconds of tests make a worker worthwhile.
 WORTH_A_WORKER = 0.4
-#: Seconds after which others are called, should there be work for them after all; and how often the
-#: first ones may take what was expected before that. Called while these are about to be done, they
-#: hold them up, and what tests took is more the next time.
+#: Seconds between calls of more workers, while there is work for them; and how many times as long
+#: as expected the first ones may take before the first call. Workers called when these are almost
+#: done would slow them down, and the recorded durations would be too long.
 CALL_AFTER = 0.2
 PATIENCE = 2.0
 
@@ -32,12 +31,12 @@ PATIENCE = 2.0
 def workers_worth(seconds: float | None, most: int, processors: int) -> int:
     """How many workers to begin with.
 
-    A worker beyond the processors is held to be worth half as much: it wins nothing but where tests
-    wait, and what tests took among too many workers is more than they need.
+    A worker beyond the number of processors counts half: it helps only while tests wait, and
+    durations recorded with too many workers are too long.
 
-    :param seconds: what all tests are expected to take together; ``None`` if that is unknown.
-    :param most: how many there may be.
-    :param processors: that this process may use.
+    :param seconds: how long all tests are expected to take in total; ``None`` if unknown.
+    :param most: how many workers there may be.
+    :param processors: how many processors this process may use.
     :returns: from 1 to ``most``.
     """
     if seconds is None:
@@ -54,11 +53,10 @@ _Node = TypeVar("_Node", bound="Node")
 class Reserve(Generic[_Node]):
     """The nodes that a run has not begun with.
 
-    Once the first ones should have been done long ago, and as long as there is work that could be
-    given to others, as many again are called every :data:`CALL_AFTER` seconds as are at work: a
-    wrong estimate costs a moment and no more.
+    If the first workers take much longer than expected, and there is work for others, the number of
+    workers is doubled every :data:`CALL_AFTER` seconds. So a wrong estimate costs little time.
 
-    :param call: makes the workers of some nodes.
+    :param call: makes workers for some nodes.
     """
 
     def __init__(self, call: Callable[[Sequence[_Node]], object]) -> None:
@@ -75,10 +73,10 @@ class Reserve(Generic[_Node]):
     ) -> list[_Node]:
         """Hold back the nodes that do not seem to be worth a worker.
 
-        :param nodes: all that there could be.
-        :param estimate: what the tests, and fixtures that they share, are expected to take.
-        :param ids: of all tests.
-        :returns: those to begin with.
+        :param nodes: all nodes.
+        :param estimate: returns how long tests, and the fixtures that they share, will take.
+        :param ids: the ids of all tests.
+        :returns: the nodes to begin with.
         """
         count = len(nodes)
         if count > 1 and len(ids) * Estimates.LEAST < 2 * count * WORTH_A_WORKER:
@@ -94,9 +92,9 @@ class Reserve(Generic[_Node]):
         self._look_later(max(CALL_AFTER, PATIENCE * self._expected), events)
 
     def due(self, has_work: bool, events: EventQueue) -> None:
-        """It is time: call others, if there is anything for them to do.
+        """Call others, if there is work for them, and schedule the next check.
 
-        :param has_work: whether the scheduler has something that another worker could be given.
+        :param has_work: whether the scheduler has work for another worker.
         """
         if has_work and self._nodes:
             called, self._nodes = self._nodes[: self._at_work], self._nodes[self._at_work :]

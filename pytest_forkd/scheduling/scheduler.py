@@ -1,4 +1,4 @@
-"""forkd's scheduler: longest first, in shrinking chunks, and what has not begun is taken back."""
+"""forkd's scheduler: longest tests first, in shrinking chunks, with work stealing at the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pytest_forkd.scheduling.pool import Pool
 
 __all__ = ["ForkdScheduling"]
 
-#: A worker is given more before it asks when it has no more than this many items left, which are
-#: expected to take no more than this many seconds: it shall not wait for an answer.
+#: A worker with at most this many items left, expected to take at most this many seconds, is given
+#: more before it asks, so that it does not have to wait for an answer.
 LOW_ITEMS = 8
 LOW_SECONDS = 0.01
 
@@ -26,17 +26,17 @@ class _Share:
     __slots__ = ("committed", "items", "scopes", "since", "stealing_for", "wanting")
 
     def __init__(self) -> None:
-        #: What it has not completed, in the order in which it runs; the first may be running.
+        #: Items that it has not completed, in the order in which it runs them.
         self.items: dict[int, None] = {}
-        #: The scopes that are not to be split, of which it has completed a test.
+        #: Scopes of which it has completed a test, if scopes must not be split.
         self.scopes: set[str] = set()
-        #: What is known to have begun, and cannot be taken back.
+        #: Items that cannot be taken back, since they have begun or are about to.
         self.committed: set[int] = set()
-        #: When the first item began, as far as that is known.
+        #: When the first item began, as far as known.
         self.since = 0.0
         #: The node has asked for items and has not been answered.
         self.wanting = False
-        #: What is being taken back from this node, and for whom.
+        #: The node that items are being taken back for, and these items.
         self.stealing_for: tuple[Any, tuple[int, ...]] | None = None
 
 
@@ -44,23 +44,23 @@ class ForkdScheduling:
     """Gives each worker about the same expected time; implements ``xdist.scheduler.Scheduling``.
 
     Life cycle: ``ForkdSession`` makes it when the run loop starts. Each node is added when it is
-    ready (:meth:`add_node`) and when its collection is known (:meth:`add_node_collection`). Once
-    those of all nodes that the run began with are known, :meth:`schedule` deals the first chunks.
-    From then on the session tells of each completed test (:meth:`mark_test_complete`), and of each
-    worker that cannot go on without knowing its next item (:meth:`want`), which is always answered:
-    with items from the pool, with items that are taken back from the node with the most work left,
-    or with a shutdown. The session calls :meth:`take_out` with a worker that died, whose
-    replacement is added like any other node.
+    ready (:meth:`add_node`) and when its collection is known (:meth:`add_node_collection`). When
+    the collections of all nodes that the run began with are known, :meth:`schedule` deals the first
+    chunks. From then on the session reports each completed test (:meth:`mark_test_complete`), and
+    each worker that needs its next item to go on (:meth:`want`). A worker that wants always gets an
+    answer: items from the pool, items taken back from the node with the most work left, or a
+    shutdown. The session calls :meth:`take_out` when a worker has died; its replacement is added
+    like any other node.
 
     A node is anything with ``send_runtest_some``, ``send_steal``, ``shutdown``, ``shutting_down``
     and ``gateway.id``. Nothing here waits, reads or writes.
 
     :param config: the controller's configuration; plugins look for it here.
-    :param nodes: how many collections there will be at the start.
+    :param nodes: how many nodes the run begins with.
     :param estimate: called once with the ids of all items, when they are known.
     :param reorder: see :class:`~pytest_forkd.scheduling.pool.Pool`.
     :param report: called with a failed collection report if nodes have different collections.
-    :param clock: seconds.
+    :param clock: returns a time in seconds.
     """
 
     def __init__(
@@ -84,26 +84,26 @@ class ForkdScheduling:
         self._shares: dict[Any, _Share] = {}
         self._estimates = Estimates(())
         self._pool = Pool(self._estimates, 1)
-        #: The run is to end: nothing more is dealt.
+        #: Whether the run is to end early, so that nothing more is dealt.
         self._stopped = False
-        #: How many tests have been completed by nobody.
+        #: How many tests have not been completed.
         self._left = 0
 
     # -- what xdist asks -----------------------------------------------------------------------
 
     @property
     def nodes(self) -> list[Any]:
-        """The nodes that may be given tests, or have some."""
+        """All nodes that have been added and not removed."""
         return list(self._shares)
 
     @property
     def collection_is_completed(self) -> bool:
-        """Whether the nodes that the run began with have all collected."""
+        """Whether all nodes that the run began with have collected."""
         return len(self._collections) >= self.numnodes
 
     @property
     def tests_finished(self) -> bool:
-        """Whether no node has more than the test that it is running, and nothing is left."""
+        """Whether the pool is empty and no node has more than the test that it is running."""
         if self._left > len(self._shares) or not self.collection_is_completed or self._pool:
             return False
         return all(
@@ -117,7 +117,7 @@ class ForkdScheduling:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is anything that another worker could be given."""
+        """Whether there is work that another worker could be given."""
         if self._stopped:
             return False
         return bool(self._pool) or any(len(share.items) > 1 for share in self._shares.values())
@@ -125,11 +125,11 @@ class ForkdScheduling:
     # -- what the session tells ----------------------------------------------------------------
 
     def add_node(self, node: Any) -> None:
-        """A worker is ready."""
+        """Add a worker that is ready."""
         self._shares[node] = _Share()
 
     def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
-        """A worker has collected; a replacement that found other tests is given none."""
+        """Take a worker's collection; a replacement that found other tests is given none."""
         if self.collection is not None and list(collection) != self.collection:
             node.shutdown()
             return
@@ -144,7 +144,7 @@ class ForkdScheduling:
             self.collection = collection if isinstance(collection, list) else list(collection)
             self._estimates = self._estimate(self.collection)
             workers = max(1, len(self._shares))
-            # A single worker wins nothing by another order than that of collection.
+            # Another order than that of collection does not help a single worker.
             reorder = self._reorder and (workers > 1 or self._estimates.scopes is not None)
             self._pool = Pool(self._estimates, workers, reorder=reorder)
             self._left = len(self.collection)
@@ -154,7 +154,7 @@ class ForkdScheduling:
         self._serve()
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
-        """A worker has completed a test.
+        """Record that a worker has completed a test.
 
         :param duration: seconds, without shared fixtures.
         """
@@ -179,16 +179,16 @@ class ForkdScheduling:
             self._deal(node, share)
 
     def want(self, node: Any, last: int | None) -> None:
-        """A worker must know what comes next.
+        """Give a worker its next item, which it needs to go on.
 
-        :param last: the last test that it knows of: it is at its end, or waits to begin it;
-            ``None`` if it has none.
+        :param last: the last item that it has: it is ending, or cannot begin yet; ``None`` if it
+            has none.
         """
         share = self._shares.get(node)
         if share is None or node.shutting_down:
             return
         if share.stealing_for is None and any(index != last for index in share.items):
-            return  # it asked before it was sent these; it has enough to do
+            return  # it asked before it received further items
         share.wanting = True
         if self.collection is not None:
             self._serve()
@@ -201,7 +201,7 @@ class ForkdScheduling:
         self._serve()
 
     def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
-        """A worker has given back what was asked for, as far as it had not begun it."""
+        """Take the items that a worker has given back when it was asked to."""
         share = self._shares[node]
         back = [index for index in indices if index in share.items]
         for index in back:
@@ -222,9 +222,9 @@ class ForkdScheduling:
         self._serve()
 
     def _keep_scopes(self, node: Any, share: _Share, back: list[int]) -> list[int]:
-        """Give a node again what it gave back of a scope that it had just begun.
+        """Return items to a node if it has begun their scope, which must not be split.
 
-        :returns: the rest.
+        :returns: the other items.
         """
         scopes = self._estimates.scopes
         if scopes is None or not back or node.shutting_down:
@@ -249,7 +249,7 @@ class ForkdScheduling:
         return self.collection[items[0]]
 
     def take_out(self, node: Any, running: int | None) -> bool:
-        """Forget a node that died; what it had not begun goes back.
+        """Forget a node that died; the items that it had not begun go back to the pool.
 
         :param running: the item that it was running, which counts as completed.
         :returns: whether there is work for a replacement.
@@ -269,7 +269,7 @@ class ForkdScheduling:
         return self.has_work
 
     def withdraw(self) -> None:
-        """The run is to end: deal no more, and take back what the nodes have not begun."""
+        """End the run early: deal nothing more, and take back items that have not begun."""
         if self._stopped:
             return
         self._stopped = True
@@ -282,12 +282,12 @@ class ForkdScheduling:
     # -- dealing and stealing ------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Answer every node that has nothing to go on with."""
+        """Answer every node that is waiting for an item."""
         for node, share in list(self._shares.items()):
             if not share.wanting or node.shutting_down:
                 continue
             if len(share.items) > 1:
-                continue  # more is on its way already
+                continue  # it has been sent more already
             if self._stopped:
                 node.shutdown()
             elif self._pool:
@@ -305,19 +305,19 @@ class ForkdScheduling:
         share.items.update(dict.fromkeys(indices))
         share.committed.difference_update(indices)
         if share.wanting:
-            # It is as good as begun. Otherwise the last of all tests could go round for ever among
-            # workers that are at the end of another one.
+            # The node is about to begin it. Otherwise workers that are ending a test could steal
+            # the run's last test from each other for ever.
             share.committed.add(indices[0])
         share.wanting = False
         node.send_runtest_some(indices)
 
     def _steal(self, thief: Any) -> bool:
-        """Take back items for a node, where that ends the run sooner.
+        """Take back items for a node, if that ends the run sooner.
 
-        :returns: whether it has anything to wait for.
+        :returns: whether the node should wait: items have been asked back.
         """
         if any(share.stealing_for is not None for share in self._shares.values()):
-            return True  # asked again when that has been answered
+            return True  # tried again when the steal in progress has been answered
         now = self._clock()
         plans = []
         for node, share in self._shares.items():
@@ -334,16 +334,16 @@ class ForkdScheduling:
         return True
 
     def _cut(self, share: _Share, now: float) -> tuple[float, list[int]] | None:
-        """Where to cut a node's queue so that both parts end as soon as possible.
+        """Decide where to cut a node's queue so that both parts end as early as possible.
 
-        :returns: the seconds that the node has left, and what to take; ``None`` if it is best to
-            leave everything where it is.
+        :returns: the seconds that the node has left, and the items to take; ``None`` if it is best
+            to take none.
         """
         estimates = self._estimates
         items = list(share.items)
         expected = estimates.time(items[0])
         elapsed = max(0.0, now - share.since)
-        # What takes longer than expected may well take as long again.
+        # If it has exceeded its estimate by some time, expect it to take that time again.
         head = max(expected - elapsed, elapsed - expected, expected / 10, 1e-6)
         begun = 1
         while begun < len(items) and items[begun] in share.committed:
@@ -359,7 +359,7 @@ class ForkdScheduling:
         for at in range(begun, len(items)):
             again = estimates.shared(items[at - 1], items[at])
             longer = max(head, tail + again)
-            # What is won must be more than the fixtures' time that is paid again.
+            # The time saved must be more than that of the fixtures that are set up again.
             if longer < best and total - longer > again:
                 best, cut = longer, at
             head += steps[at - begun]
@@ -367,7 +367,7 @@ class ForkdScheduling:
         return None if cut is None else (total, items[cut:])
 
     def _same_collections(self) -> bool:
-        """Report where nodes have collected different tests; none is run then."""
+        """Report it if nodes have collected different tests; then none is run."""
         (first, ids), *others = self._collections.items()
         same = True
         for node, other in others:

@@ -1,4 +1,4 @@
-"""The working tree's difference: what makes a guest's project equal to the controller's.
+"""Sends the difference that makes a guest's project equal to the controller's working tree.
 
 A guest holds a project as it was when its snapshot was made. Before a run::
 
@@ -11,19 +11,20 @@ A guest holds a project as it was when its snapshot was made. Before a run::
     why = dependencies.stale(what, texts)
     pieces = pack.pack(what)                  --->   apply.apply(root, pieces)
 
-``scan.scan`` reads the working tree: the files that git tracks or does not ignore, else a walk that
-leaves out what is no source. ``difference.difference`` compares it with the guest's manifest: what
-is missing or differs is written, what only the guest has is deleted, unless it is ignored here
-(compiled extensions, say). ``dependencies.stale`` says whether the snapshot must be built anew.
-``pack.pack`` gives the bytes to send, the same for all guests; ``apply.apply`` (or an
-``apply.Applier``, fed piece by piece) does what they say, and writes nowhere else.
+``scan.scan`` reads the working tree: the files that git tracks or does not ignore; without git, a
+walk that leaves out folders that are not source. ``difference.difference`` compares it with the
+guest's manifest: files that are missing or differ are written, files that only the guest has are
+deleted, unless they are ignored here (compiled extensions, for example). ``dependencies.stale``
+tells whether the snapshot must be rebuilt. ``pack.pack`` makes the bytes to send, the same for all
+guests. ``apply.apply`` (or an ``apply.Applier``, fed piece by piece) applies them, and writes
+nowhere else.
 
-``tree`` and ``apply`` run in the guest: they import the standard library only. The manifest of a
-tree that was just sent need not be asked for: it is that of the ``WorkingTree``.
+``tree`` and ``apply`` run in the guest: they import only the standard library. After sending, the
+guest's manifest is known: it is that of the ``WorkingTree``.
 
-A manifest maps relative paths to ``Entry`` tuples, and goes through JSON as it is; what comes from
-a guest is checked by ``manifest_from_json``. Permission bits, links and odd names survive; owners,
-hard links, devices and empty folders are not sent, as with git. Files get the time that they have
-here. The bytecode of a Python file that is written or deleted is removed with it, since Python
-knows a source again by time and size only.
+A manifest maps relative paths to ``Entry`` tuples, and can be sent as JSON; one from a guest is
+checked by ``manifest_from_json``. Permission bits, links and odd names are preserved; owners, hard
+links, devices and empty folders are not sent, as with git. Files keep their modification time.
+When a Python file is written or deleted, its bytecode is removed, since Python compares only the
+source's time and size.
 """

@@ -5,8 +5,8 @@ write, then the end. Each record is a header (:data:`RECORD`), a path, and for f
 content in chunks, each with its length, then an empty chunk and the digest of it all.
 
 Nothing outside the root is ever written: folders are opened one by one, from the root down, without
-following a link, and files are made by name in the folder that is open. There are no hard links and
-no devices in the format, and whatever is found at a path is replaced, never written to.
+following links, and files are created by name in the open folder. The format has no hard links and
+no devices, and whatever exists at a path is replaced, never written to.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pytest_forkd.sync.tree import DIGEST_SIZE, content_hash, manifest
 __all__ = ["MAX_BYTES", "Applied", "Applier", "ApplyError", "apply", "manifest"]
 
 MAGIC = b"pytest-forkd sync 1\n"
-#: What to do, permission bits, modification time in nanoseconds, length of the path.
+#: A header: action, permission bits, modification time in nanoseconds, length of the path.
 RECORD = struct.Struct("!cHqH")
 DELETE, FILE, LINK, END = b"D", b"F", b"L", b"E"
 CHUNK = struct.Struct("!I")
@@ -35,16 +35,16 @@ MAX_CHUNK = 1 << 20
 MAX_BYTES = 4 << 30
 #: Paths that one difference may have.
 MAX_RECORDS = 2_000_000
-#: Of Linux, with the terminating null byte, and of its file systems.
+#: Linux's limits for a path, with the terminating null byte, and for a name.
 _PATH_MAX, _NAME_MAX = 4096, 255
 #: Folders inside each other.
 _MAX_DEPTH = 200
-#: How much is decompressed at once: a small stream may stand for a large one.
+#: Bytes decompressed at once: a small stream may expand to a huge one.
 _DECOMPRESS_BYTES = 1 << 20
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-#: What a step of the parser gives is how many bytes it needs next.
+#: The parser's steps: each yields how many bytes it needs next.
 _Steps = Generator[int, bytes, None]
 
 
@@ -52,8 +52,8 @@ _Steps = Generator[int, bytes, None]
 class Applied:
     """What was done.
 
-    :ivar written: files and links.
-    :ivar deleted: files and links.
+    :ivar written: how many files and links were written.
+    :ivar deleted: how many files and links were deleted.
     :ivar size: bytes written.
     """
 
@@ -63,10 +63,10 @@ class Applied:
 
 
 def apply(root: str, data: Iterable[bytes], max_bytes: int = MAX_BYTES) -> Applied:
-    """Apply a difference to the tree at ``root``, which is made if it does not exist.
+    """Apply a difference to the tree at ``root``, which is created if it does not exist.
 
-    :param data: the difference, cut anywhere.
-    :param max_bytes: how much it may write.
+    :param data: the difference, in pieces of any length.
+    :param max_bytes: how many bytes it may write.
     :raises ApplyError: if it is damaged, refused, or cannot be written.
     """
     with contextlib.closing(Applier(root, max_bytes)) as applier:
@@ -76,7 +76,7 @@ def apply(root: str, data: Iterable[bytes], max_bytes: int = MAX_BYTES) -> Appli
 
 
 class Applier:
-    """Applies a difference that arrives piece by piece; close it, however it ends.
+    """Applies a difference that arrives piece by piece; call :meth:`close` in any case.
 
     :raises ApplyError: if the root cannot be made.
     """
@@ -111,7 +111,7 @@ class Applier:
             while more and not self._inflate.eof:
                 piece = self._inflate.decompress(data, _DECOMPRESS_BYTES)
                 data = self._inflate.unconsumed_tail
-                # All input may be taken and output still be held back.
+                # All input may have been consumed while there is still output to come.
                 more = bool(data) or len(piece) == _DECOMPRESS_BYTES
                 self._buffer += piece
                 self._take()
@@ -128,16 +128,16 @@ class Applier:
             raise ApplyError("something follows the end of the difference")
 
     def finish(self) -> Applied:
-        """Say that this was all.
+        """End the difference.
 
-        :raises ApplyError: if it was not.
+        :raises ApplyError: if it is not complete.
         """
         if self._failed or not (self._done and self._inflate.eof):
             raise ApplyError("the difference ends too early")
         return self.applied
 
     def close(self) -> None:
-        """Give up what is not complete; the tree stays as it is."""
+        """Drop an incomplete file; the tree stays as it is."""
         self._steps.close()
         self._tree.close()
 
@@ -242,7 +242,7 @@ def _shown(path: bytes) -> str:
 
 
 def _explained(path: bytes, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Call ``function``; what the system refuses becomes an :exc:`ApplyError` that names a path."""
+    """Call ``function``; turn an :exc:`OSError` into an :exc:`ApplyError` that names the path."""
     try:
         return function(*args, **kwargs)
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Whether a difference touches what a snapshot was made from: then it is stale."""
+"""Decides whether a difference makes a snapshot stale, since it changes dependencies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ tomllib: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) 
 
 __all__ = ["dependency_files", "partial_files", "stale"]
 
-#: Files that say what is installed, by all of their content.
+#: Files that describe what is installed; any change to them counts.
 _WHOLE = (
     ".python-version",
     "Pipfile",
@@ -40,7 +40,7 @@ _WHOLE = (
     "requirements/*.txt",
     "uv.lock",
 )
-#: Tables of pyproject.toml.
+#: Tables of pyproject.toml that describe what is installed.
 _TABLES = (
     ("build-system", "build-backend"),
     ("dependency-groups",),
@@ -64,7 +64,7 @@ _ARGUMENTS = frozenset({*_OPTIONS, "extras_require", "entry_points"})
 
 
 def partial_files(folders: Collection[str] = ("",)) -> list[str]:
-    """Files of which only a part counts: what the guest has of them is needed (``tree.texts``)."""
+    """Files of which only a part counts; the guest's text of them is needed (``tree.texts``)."""
     return [_join(folder, name) for folder in folders for name in _PARTS]
 
 
@@ -74,11 +74,12 @@ def stale(
     """Why a snapshot no longer fits, in words; ``None`` if it does.
 
     :param what: what has changed since it was made.
-    :param before: the text of :func:`partial_files` in the guest; one that is missing counts whole.
+    :param before: the guest's text of :func:`partial_files`; without it, any change to a file
+        counts.
     :param folders: where to look for such files, relative to the tree's root.
     """
     if not what.have:
-        return None  # there was no project in it
+        return None  # the snapshot had no project
     reasons = {}
     for path in sorted({*what.write, *what.delete}):
         for folder in folders:
@@ -101,7 +102,7 @@ def _reason(what: Difference, before: Mapping[str, str], path: str, inner: str) 
                 if read(before[path]) == read(now):
                     return None
             except (ValueError, SyntaxError, RecursionError, MemoryError, configparser.Error):
-                pass  # nobody can read it; it has changed, that is all that is known
+                pass  # it cannot be parsed, so any change counts
             return f"the dependencies in {path} have changed"
     elif not any(
         fnmatch.fnmatchcase(inner, pattern) and inner.count("/") == pattern.count("/")
@@ -137,7 +138,7 @@ def _setup_cfg(text: str) -> str:
 
 
 def _setup_py(text: str) -> str:
-    """The arguments of setup() that say what is installed; all of it if they are computed."""
+    """The arguments of setup() that describe what is installed; the whole file if computed."""
     found = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.keyword) and node.arg in _ARGUMENTS:
@@ -154,9 +155,9 @@ _PARTS = {"pyproject.toml": _pyproject, "setup.cfg": _setup_cfg, "setup.py": _se
 
 
 def dependency_files(root: str) -> dict[str, str]:
-    """What of a project says what is installed: by path, what would make a snapshot stale.
+    """The content of a project's files that would make a snapshot stale if it changed, by path.
 
-    :returns: the hash of a file that counts whole; of the others, the part that counts.
+    :returns: for a file of which any change counts, its hash; for the others, the part that counts.
     """
     found = {}
     for pattern in _WHOLE:

@@ -1,4 +1,4 @@
-"""What has to change in a guest's tree for it to be the working tree."""
+"""What has to change in a guest's tree to make it equal to the working tree."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Difference:
 def difference(tree: WorkingTree, have: Manifest) -> Difference:
     """Compare the working tree with what the guest has.
 
-    What only the guest has is deleted, unless git (or a walk) would ignore it, or a pattern
-    excludes it: the guest may hold what was built there.
+    Files that only the guest has are deleted, unless git (or a walk) would ignore them, or a
+    pattern excludes them: they may have been built in the guest.
 
-    :raises SyncError: if git cannot be asked.
+    :raises SyncError: if git fails.
     """
     want = tree.manifest
     write = sorted(path for path, entry in want.items() if have.get(path) != entry)
@@ -57,9 +57,9 @@ def difference(tree: WorkingTree, have: Manifest) -> Difference:
 
 
 def manifest_from_json(data: Any) -> Manifest:
-    """A manifest that a guest sent: an object of lists. The guest is not trusted.
+    """Check a manifest from a guest, which is not trusted: an object of lists.
 
-    :raises SyncError: if it is none.
+    :raises SyncError: if it is not a manifest.
     """
     if not isinstance(data, dict) or len(data) > MAX_ENTRIES:
         raise SyncError("the guest's manifest is no manifest")

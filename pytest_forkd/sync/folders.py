@@ -1,4 +1,4 @@
-"""A tree that is written to by opened folders only. Standard library only."""
+"""Writes to a tree through descriptors of its folders only. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 
 
 class ApplyError(Exception):
-    """A difference cannot be applied; the message says why. The tree may be changed in part."""
+    """A difference cannot be applied; the message says why. Part of it may have been applied."""
 
 
 class Folders:
-    """The tree, written to by opened folders only.
+    """The tree, written to through descriptors of its folders only.
 
-    The folder that was used last stays open: what follows is mostly in the same one.
+    The folder used last stays open, since the next file is mostly in the same one.
     """
 
     def __init__(self, root: str) -> None:
@@ -50,7 +50,7 @@ class Folders:
         self._root = self._folder = -1
 
     def delete(self, parts: list[bytes]) -> int:
-        """Delete a file or link; how many there were."""
+        """Delete a file or link; returns how many there were."""
         *parents, name = parts
         try:
             self._enter(parents, make=False)
@@ -66,7 +66,7 @@ class Folders:
         return 1
 
     def begin(self, parts: list[bytes]) -> int:
-        """Begin to write a file: a descriptor of a temporary one beside it."""
+        """Begin to write a file; returns the descriptor of a temporary file next to it."""
         self._prepare(parts)
         assert self._temporary is not None
         return os.open(self._temporary, _NEW_FILE_FLAGS, 0o600, dir_fd=self._folder)
@@ -99,7 +99,7 @@ class Folders:
             self._temporary = None
 
     def settle(self) -> None:
-        """Nothing more is deleted or written: remove stale bytecode and folders left empty."""
+        """Finish after the last change: remove stale bytecode, and folders left empty."""
         self._leave()
         for parents in sorted(self._thinned, key=len, reverse=True):
             for depth in range(len(parents), 0, -1):
@@ -107,7 +107,7 @@ class Folders:
                     self._enter(list(parents[: depth - 1]), make=False)
                     os.rmdir(parents[depth - 1], dir_fd=self._folder)
                 except OSError:
-                    break  # something is in it, or it is gone
+                    break  # it is not empty, or is gone
         self._leave()
 
     def _prepare(self, parts: list[bytes]) -> None:
@@ -124,10 +124,10 @@ class Folders:
         self._temporary = None
 
     def _same_second(self, mtime: int) -> bool:
-        """Whether what is there has this time, and Python could take its bytecode for ours.
+        """Whether the existing file has the same time, so that its bytecode would seem to be ours.
 
-        Bytecode belongs to a source of the same size, modified in the same second; that which is
-        beside the source is removed anyway, but there may be more elsewhere.
+        Python compares only the source's size, and its time in seconds. Bytecode next to the source
+        is removed anyway, but there may be more elsewhere.
         """
         try:
             info = os.lstat(self._target, dir_fd=self._folder)

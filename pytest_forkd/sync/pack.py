@@ -1,4 +1,4 @@
-"""A difference as bytes, to be sent; ``apply`` describes the format and takes it apart."""
+"""Packs a difference into bytes to send; ``apply`` describes the format and unpacks it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from pytest_forkd.sync.tree import content_hash, to_bytes
 
 __all__ = ["pack"]
 
-#: What is given at once, about.
+#: About how many bytes are yielded at once.
 _PIECE_BYTES = 1 << 18
-#: Fast; a slow link wins most from any compression at all.
+#: The fastest level: on a slow link, most of the gain comes from compressing at all.
 _LEVEL = 1
 
 
 def pack(what: Difference, *, compress: bool = True) -> Iterator[bytes]:
     """The bytes of a difference, piece by piece; files are read while they are packed.
 
-    :param compress: not worth it where the guest is on this machine.
-    :raises SyncError: if a file has gone, or can no longer be read, since it was scanned.
+    :param compress: false if the guest is on this machine, where compressing is not worth it.
+    :raises SyncError: if a file has gone or become unreadable since it was scanned.
     """
     deflate = zlib.compressobj(_LEVEL if compress else 0)
     piece = bytearray(MAGIC)

@@ -1,4 +1,4 @@
-"""The controller's end: which files make up the working tree, and what is in them."""
+"""The controller's end: finds the files of the working tree, and reads them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from pytest_forkd.sync.tree import (
 
 __all__ = ["UNINTERESTING", "Cache", "Rules", "SyncError", "WorkingTree", "find_root", "scan"]
 
-#: Folders that a walk does not look into, where git does not say what belongs to the tree; with
-#: ``pyvenv.cfg``, virtual environments of any name.
+#: Folders that a walk skips if git cannot tell what belongs to the tree; ``pyvenv.cfg`` stands for
+#: virtual environments of any name.
 UNINTERESTING = frozenset(
     {
         ".bzr",
@@ -44,10 +44,10 @@ UNINTERESTING = frozenset(
 )
 #: Seconds for git to list a tree's files.
 _GIT_TIMEOUT = 60.0
-#: A file that was changed less than this before it was read may change again without its time and
-#: size changing; in nanoseconds.
+#: Nanoseconds. If a file was changed less than this before it was read, another change may leave
+#: its time and size the same.
 _SETTLED = 2 * 10**9
-#: What makes git look at another repository than the one it is started in, as in a git hook.
+#: Variables that make git use another repository than that of its directory, as in a git hook.
 _GIT_VARIABLES = (
     "GIT_CEILING_DIRECTORIES",
     "GIT_COMMON_DIR",
@@ -59,7 +59,7 @@ _GIT_VARIABLES = (
     "GIT_WORK_TREE",
 )
 
-#: Absolute path to what identifies a file's state, and what it held then.
+#: By absolute path: the file's stamp, and its entry at that time.
 Cache = dict[bytes, tuple[tuple[int, ...], Entry]]
 
 
@@ -69,11 +69,12 @@ class SyncError(Exception):
 
 @dataclass(frozen=True)
 class Rules:
-    """What of a working tree is sent.
+    """Which files of a working tree are sent.
 
-    :ivar exclude: patterns of what is not (see ``tree.matcher``), and is left alone in the guest.
-    :ivar include: patterns of what is, though git ignores it. A pattern that names a folder by its
-        path is quick; one of a bare name has the whole tree walked.
+    :ivar exclude: patterns of files that are not sent (see ``tree.matcher``), and are left alone in
+        the guest.
+    :ivar include: patterns of files that are sent although git ignores them. A pattern with a path
+        is quick; for a bare name, the whole tree is walked.
     """
 
     exclude: tuple[str, ...] = ()
@@ -84,12 +85,12 @@ class Rules:
 class WorkingTree:
     """The files of a project.
 
-    :ivar root: an absolute path.
-    :ivar manifest: what is in them.
-    :ivar by_git: whether git said which files there are.
-    :ivar unreadable: paths that exist and could not be read; they are not in the manifest.
-    :ivar repositories: folders that are repositories of their own, submodules above all; the root
-        is the empty string.
+    :ivar root: its absolute path.
+    :ivar manifest: the files and their contents.
+    :ivar by_git: whether git listed the files.
+    :ivar unreadable: paths that exist but could not be read; they are not in the manifest.
+    :ivar repositories: folders that are repositories of their own, mostly submodules; the root is
+        the empty string.
     """
 
     root: str
@@ -100,15 +101,15 @@ class WorkingTree:
     repositories: list[str] = field(default_factory=list)
 
     def guest_arguments(self) -> tuple[list[str], list[str]]:
-        """With what the guest is to call ``tree.manifest``: ``exclude`` and ``prune``."""
+        """The arguments ``exclude`` and ``prune`` for the guest's call of ``tree.manifest``."""
         names = {name for path in self.manifest for name in path.split("/")}
         return list(self.rules.exclude), sorted(UNINTERESTING - names)
 
     def ignored(self, paths: Iterable[str]) -> set[str]:
-        """Which of ``paths``, none of them in the manifest, are no business of ours.
+        """Which of ``paths``, none of them in the manifest, are to be left alone in the guest.
 
-        They are what git ignores, or a walk leaves out; files that only the guest has, such as
-        compiled extensions. All others must not exist.
+        These are files that git ignores, or a walk leaves out, such as compiled extensions. All
+        others must be deleted.
 
         :raises SyncError: if git fails.
         """
@@ -128,21 +129,21 @@ class WorkingTree:
         return left_alone
 
     def _known_part(self, path: str) -> str:
-        """``path``, or the first folder on its way that is none here: git looks no further."""
+        """``path``, or the first of its parents that is not a folder here: git stops there."""
         at = path.find("/")
         while at >= 0:
             if not _is_real_folder(os.path.join(self.root, path[:at])):
-                # Missing: nothing stands in git's way, and a rule may be about what is in it.
+                # If it is missing, git does not stop there: a rule may match a path inside it.
                 return path[:at] if os.path.lexists(os.path.join(self.root, path[:at])) else path
             at = path.find("/", at + 1)
         return path
 
 
 def find_root(folder: str) -> str:
-    """The folder to keep equal for a suite in ``folder``: its repository, else ``folder`` itself.
+    """The root of the tree to send for a suite in ``folder``: its repository, else ``folder``.
 
-    What is tested may be beside the suite's root directory. A repository that ignores the suite is
-    not its own.
+    The tested code may be outside the suite's root directory. A repository that ignores the suite
+    does not count.
     """
     folder = os.path.abspath(folder)
     try:
@@ -151,7 +152,7 @@ def find_root(folder: str) -> str:
         return folder
     if not top or _is_ignored(folder):
         return folder
-    # git resolves links; the path has to be the one that the suite knows.
+    # git resolves links, but the path must be the one that the suite uses.
     for candidate in _ancestors(folder):
         with contextlib.suppress(OSError):
             if os.path.samefile(candidate, top):
@@ -162,9 +163,9 @@ def find_root(folder: str) -> str:
 def scan(root: str, rules: Rules | None = None, cache: Cache | None = None) -> WorkingTree:
     """Read a working tree.
 
-    :param cache: kept by the caller from one scan to the next of the same process; files that have
-        not changed since are not read again.
-    :raises SyncError: if ``root`` is no folder.
+    :param cache: kept by the caller between scans in the same process; files that have not changed
+        are not read again.
+    :raises SyncError: if ``root`` is not a folder.
     """
     root = os.path.abspath(root)
     tree = WorkingTree(root, rules or Rules())
@@ -220,7 +221,7 @@ def _entry(path: bytes, cache: Cache) -> Entry | None:
 
 
 def _on_real_folders(root: bytes, folder: bytes, known: dict[bytes, bool]) -> bool:
-    """Whether nothing on the way to ``folder`` is a link; git's index may still say so."""
+    """Whether no part of ``folder`` is a link; git's index may be out of date about that."""
     answer = known.get(folder)
     if answer is None:
         answer = known[folder] = _on_real_folders(
@@ -252,7 +253,7 @@ def _walk_included(
     excluded: Callable[[str], bool],
     included: Callable[[str], bool],
 ) -> Iterable[bytes]:
-    """What the patterns match, git or no git."""
+    """The files that the patterns match, whether or not git ignores them."""
     starts = set()
     for pattern in patterns:
         fixed = []
@@ -268,7 +269,7 @@ def _walk_included(
             if os.path.lexists(top) and included(start):
                 yield to_bytes(start)
             continue
-        # What is named is wanted, wherever it is; what a name happens to match is not.
+        # A path given explicitly is wanted even in a skipped folder; a match of a bare name is not.
         prune = () if start else _names(UNINTERESTING)
         for path in walk(top, matcher(ALWAYS_EXCLUDED), prune):
             if included(prefix + to_text(path)) and not excluded(prefix + to_text(path)):
@@ -279,9 +280,9 @@ def _walk_included(
 
 
 def _list_repository(tree: WorkingTree, prefix: str, found: set[bytes]) -> bool:
-    """Add what git says of the repository at ``prefix``, and of those inside it.
+    """Add the files that git lists in the repository at ``prefix``, and in those inside it.
 
-    :returns: false if there is none.
+    :returns: false if there is no repository.
     """
     folder = os.path.join(tree.root, prefix)
     listing = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -292,7 +293,7 @@ def _list_repository(tree: WorkingTree, prefix: str, found: set[bytes]) -> bool:
             continue
         path = start + name.rstrip(b"/")
         absolute = os.path.join(os.fsencode(tree.root), path)
-        # A submodule has a folder's name in the index, an untracked repository ends with '/'.
+        # A submodule is a folder in the index; an untracked repository is listed with a final '/'.
         if not _is_real_folder(absolute):
             found.add(path)
         elif os.path.lexists(os.path.join(absolute, b".git")):
@@ -334,11 +335,11 @@ def _check_ignore(folder: str, names: list[str]) -> set[str]:
     # './' keeps git from reading a leading ':' as its own syntax.
     data = b"".join(b"./" + to_bytes(name) + b"\0" for name in names)
     try:
-        # 1: none of them.
+        # Status 1 means that none is ignored.
         output = _git(folder, "check-ignore", "-z", "--stdin", data=data, status=(0, 1))
     except SyncError:
-        # Of some paths git will not hear, such as those in a submodule that is not there: they
-        # are not ignored, whatever the others are.
+        # git fails for some paths, such as those in a missing submodule. Bisect to find these: they
+        # are not ignored.
         if len(names) == 1:
             return set()
         half = len(names) // 2
@@ -347,7 +348,7 @@ def _check_ignore(folder: str, names: list[str]) -> set[str]:
 
 
 def _is_ignored(folder: str) -> bool:
-    """Whether ``folder`` is in a repository that wants nothing of it."""
+    """Whether ``folder`` is in a repository that ignores it."""
     try:
         if not _git(folder, "rev-parse", "--show-prefix").strip():
             return False

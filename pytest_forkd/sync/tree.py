@@ -1,8 +1,8 @@
-"""What is in a tree of files, path by path; used at both ends, standard library only.
+"""Lists a tree of files; used at both ends, so it imports only the standard library.
 
-Paths are relative to the tree's root, with ``/``, decoded as UTF-8 with ``surrogateescape``: any
-name that Linux allows survives, also as JSON. Folders are no entries: as for git, a folder is there
-because something is in it.
+Paths are relative to the tree's root, with ``/``, decoded as UTF-8 with ``surrogateescape``, so
+that any name that Linux allows survives, also in JSON. Folders have no entries: as in git, a folder
+exists because something is in it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
     "walk",
 ]
 
-#: Names that are never sent, never deleted and never looked into: what git keeps for itself, and
-#: bytecode, which belongs to one interpreter.
+#: Names that are never sent, deleted or looked into: git's own data, and bytecode, which depends on
+#: the interpreter.
 ALWAYS_EXCLUDED = frozenset({".git", "__pycache__"})
-#: How the name of a file begins that is not completely written yet.
+#: Prefix of the name of a file that is being written.
 TEMPORARY = b".pytest-forkd-sync-"
 DIGEST_SIZE = 20
 #: Bytes of a file that :func:`texts` reads.
@@ -49,8 +49,8 @@ class Entry(NamedTuple):
 
     :ivar kind: ``file``, ``link``, or ``other`` (a socket, a device, ...: never sent).
     :ivar mode: the permission bits of a file; 0 for anything else.
-    :ivar size: of a file, in bytes.
-    :ivar digest: of a file's content, or of where a link points; empty if it cannot be read.
+    :ivar size: the size of a file, in bytes.
+    :ivar digest: the digest of a file's content or a link's target; empty if it cannot be read.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Entry(NamedTuple):
     digest: str
 
 
-#: Relative path to what is there.
+#: Entries by relative path.
 Manifest = dict[str, Entry]
 
 
@@ -69,7 +69,7 @@ def to_text(path: bytes) -> str:
 
 
 def to_bytes(path: str) -> bytes:
-    """A path of the manifest as the kernel wants it.
+    """A path of the manifest as bytes for system calls.
 
     :raises UnicodeEncodeError: if no path can have this text.
     """
@@ -132,7 +132,7 @@ def _translate(pattern: str) -> str:
 
 
 def _escape_set(inner: str) -> str:
-    """What is between brackets, so that no set of it is a syntax error; ``a-z`` stays a range."""
+    """Escape the inside of ``[...]`` for a regular expression; ``a-z`` stays a range."""
     out = []
     at = 0
     while at < len(inner):
@@ -147,11 +147,11 @@ def _escape_set(inner: str) -> str:
 
 
 def manifest(root: str, exclude: Iterable[str] = (), prune: Collection[str] = ()) -> Manifest:
-    """What is in the tree at ``root``; empty if nothing is there.
+    """The manifest of the tree at ``root``; empty if nothing is there.
 
-    :param exclude: patterns (see :func:`matcher`) of what is left out.
-    :param prune: names of folders that are not looked into. With ``pyvenv.cfg`` among them, neither
-        are virtual environments.
+    :param exclude: patterns (see :func:`matcher`) of paths to leave out.
+    :param prune: names of folders to skip. If ``pyvenv.cfg`` is among them, virtual environments
+        are skipped, too.
     """
     excluded = matcher([*exclude, *ALWAYS_EXCLUDED])
     found: Manifest = {}
@@ -163,7 +163,7 @@ def manifest(root: str, exclude: Iterable[str] = (), prune: Collection[str] = ()
 
 
 def walk(root: bytes, excluded: Callable[[str], bool], prune: Collection[bytes]) -> Iterator[bytes]:
-    """The relative paths of all that is no folder; links are not followed."""
+    """The relative paths of everything but folders; links are not followed."""
     pending = [b""]
     while pending:
         folder = pending.pop()
@@ -171,7 +171,7 @@ def walk(root: bytes, excluded: Callable[[str], bool], prune: Collection[bytes])
             with os.scandir(os.path.join(root, folder) if folder else root) as entries:
                 listing = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
         except OSError:
-            continue  # gone, or not for us to see
+            continue  # it is gone, or may not be read
         if folder and b"pyvenv.cfg" in prune and (b"pyvenv.cfg", False) in listing:
             continue
         for name, is_folder in listing:
@@ -216,7 +216,7 @@ def _digest(path: bytes) -> tuple[int, str]:
 
 
 def texts(root: str, paths: Iterable[str]) -> dict[str, str]:
-    """The text of some small files of a tree, as far as they are there and are text."""
+    """The text of some small files of a tree; missing files and binary files are left out."""
     found = {}
     for path in paths:
         with contextlib.suppress(OSError, UnicodeDecodeError):

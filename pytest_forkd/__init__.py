@@ -13,6 +13,6 @@ class PytestForkdWarning(UserWarning):
     """Something in the suite may behave differently in a clone than in a fresh interpreter."""
 
 
-#: True while a collector or worker makes its configuration: there the plugin must stay quiet
-#: before ``config.workerinput`` says what the process is.
+#: True while a collector or worker makes its configuration. There the plugin must do nothing, but
+#: ``config.workerinput``, which shows what the process is, is not set yet.
 _config_of_a_clone = False

@@ -1,4 +1,4 @@
-"""What pytest loads: options, ini values, and hooks that put the session in place."""
+"""The plugin that pytest loads: options, ini values, and hooks that install the session."""
 
 from __future__ import annotations
 
@@ -127,19 +127,19 @@ def pytest_load_initial_conftests(
 
 
 def _in_xdist_worker() -> bool:
-    """Whether this process is a worker that xdist has started: it has the controller's options.
+    """Whether this process is a worker that xdist has started; it has the controller's options.
 
-    Its configuration says so only later. execnet starts a worker with ``python -c``; a pytest that
-    a test starts has a command line of its own, but the worker's environment.
+    Its configuration does not show that yet. The environment alone is not enough, since a pytest
+    started by a test inherits it; but only execnet's workers are started with ``python -c``.
     """
     return sys.argv[:1] == ["-c"] and "PYTEST_XDIST_WORKER" in os.environ
 
 
 def _ends_with_the_run() -> bool:
-    """Whether pytest is the program, and not called by one (``pytest.main()``) that goes on."""
+    """Whether the process ends with pytest; false if a program has called ``pytest.main()``."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
-        # pytest.console_main(), which has an underscore in front since pytest 9.
+        # pytest.console_main(), whose name begins with an underscore since pytest 9.
         if frame.f_code.co_name.lstrip("_") == "console_main":
             return frame.f_globals.get("__name__") == "_pytest.config"
         frame = frame.f_back
@@ -173,7 +173,7 @@ class _Controller:
         if settings is None:
             return None
         if _ends_with_the_run():
-            # What is loaded by now stays: pytest's last look for garbage need not look through it.
+            # What is loaded by now stays loaded, so pytest's final collection need not visit it.
             frozen.watch()
             frozen.freeze()
         try:
@@ -189,7 +189,7 @@ class _Controller:
                 return None
             backend.start()
             if settings.warm != "imports":
-                # If a conftest changes what it begins with, that was in vain, and no harm.
+                # If a conftest changes what this guess is based on, the collector is dropped.
                 backend.start_collector(early_request(config, namespace, settings))
         except BackendError as exc:
             raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
@@ -205,7 +205,7 @@ class _Controller:
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Set xdist's options as ``-n`` would."""
-        # Others read the mode, and know xdist's only.
+        # Other plugins read the mode, and know only those of xdist.
         nobody_asked = config.option.dist == "no"
         if not distribute(config, self.settings):
             self.backend.close()
@@ -213,9 +213,9 @@ class _Controller:
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Put forkd's session where xdist has just put its own.
+        """Replace xdist's session, which has just been registered, by forkd's.
 
-        This plugin was registered after xdist, so its ``trylast`` comes later.
+        This plugin was registered after xdist, so its ``trylast`` hook runs later.
         """
         from pytest_forkd.controller.session import ForkdSession
 
@@ -230,7 +230,7 @@ class _Controller:
 
 
 def distribute(config: pytest.Config, settings: Settings) -> int:
-    """Set the options that xdist and those who ask about it look at.
+    """Set the options that xdist, and plugins that depend on it, read.
 
     :returns: the number of workers; 0 if the run is not distributed after all.
     """

@@ -1,1 +1,1 @@
-"""How clones come into being: one module a backend, behind :class:`pytest_forkd.backends.base`."""
+"""How clones are made: the interface of backends (``base``), and the ``process`` backend."""

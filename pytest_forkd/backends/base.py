@@ -1,4 +1,4 @@
-"""What the session asks of a backend, and what a backend tells the session."""
+"""The interface between the session and a backend."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class BackendError(Exception):
 
 
 class CollectorGone(BackendError):
-    """The collector has died, which the listener is going to be told."""
+    """The collector has died; the listener is about to be told."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class RunRequest:
     :ivar warm: the warm level that was asked for: ``auto``, ``collection`` or ``imports``.
     :ivar level: the warm level to try: ``collection`` or ``imports``.
     :ivar modules: third-party modules to import at level ``imports``.
-    :ivar scan: whether to look for more of them in test files and conftests.
+    :ivar scan: whether to search test files and conftests for more of them.
     :ivar testpaths: where pytest looks for tests when the command line names no path.
-    :ivar deadly: files that have ended the process that imported them, by path: what is to be
-        reported of each instead (``text`` and ``sections``).
+    :ivar deadly: files that have ended the process that imported them, by path, with the error to
+        report instead of importing them (``text`` and ``sections``).
     :ivar exclude: top-level packages that are the project's own, never imported early.
     :ivar skip: top-level packages that must not be imported early, with the reason; ``*`` is all.
-    :ivar rewriting: whose assertions pytest rewrites (see ``snapshots.plan.Rewriting``).
+    :ivar rewriting: which modules have their assertions rewritten (see ``parent.plan.Rewriting``).
     """
 
     args: list[str]
@@ -75,7 +75,7 @@ class RunRequest:
     deadly: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def early_part(self) -> dict[str, Any]:
-        """What of it can be known, or guessed, before the controller is configured."""
+        """The fields that can be known, or guessed, before the controller is configured."""
         names = ("args", "cwd", "environ", "sys_path", "mainargv", "sigint", "role")
         return {name: getattr(self, name) for name in names}
 
@@ -89,14 +89,14 @@ class WorkerEnd:
     """How a worker process ended.
 
     :ivar reason: in words, such as ``signal SIGSEGV`` or ``exit code 3``.
-    :ivar clean: it ended with status 0.
+    :ivar clean: whether it ended with status 0.
     :ivar dump: what faulthandler wrote, if anything.
     :ivar out: what it had written to standard output since its last report.
     :ivar err: the same for standard error.
     :ivar importing: the file that it was importing, if any.
-    :ivar abrupt: what it said last may not have arrived.
-    :ivar unborn: there was no process, and another try would not end otherwise.
-    :ivar blameless: it was not for what it ran that it ended, which may run again elsewhere.
+    :ivar abrupt: whether its last messages may be lost.
+    :ivar unborn: whether no process was made, and another attempt would fail, too.
+    :ivar blameless: whether its test did not cause its end, and so may run again elsewhere.
     """
 
     reason: str
@@ -121,15 +121,15 @@ def describe_exit(code: int) -> str:
 
 
 class Listener(Protocol):
-    """Who a backend talks to; called from the controller's main loop."""
+    """What a backend reports to; called from the controller's main loop."""
 
     def on_collector_message(self, message: dict[str, Any]) -> None:
-        """The collector sent ``warm``, or why it has none, or ``broken``."""
+        """The collector has sent ``warm``, or why it has no collection, or was ``broken``."""
 
     def on_collector_lost(self, reason: str, end: WorkerEnd | None = None) -> None:
-        """The collector or its parent died unasked; its workers die with it.
+        """The collector or its parent has died unexpectedly; its workers die with it.
 
-        :param end: how the collector ended and what it has left, where that is known.
+        :param end: how the collector ended and what it has left, if known.
         """
 
     def on_worker_exit(self, worker: str, end: WorkerEnd) -> None:
@@ -139,17 +139,17 @@ class Listener(Protocol):
 class Backend(abc.ABC):
     """Makes workers by cloning.
 
-    A backend is started once, serves one collector at a time, and is closed once. ``start`` and
-    ``close`` belong to whoever made it; the rest to the session.
+    A backend is started once, serves one collector at a time, and is closed once. Its creator calls
+    ``start`` and ``close``; the session calls the rest.
     """
 
     #: As in ``--forkd-backend``.
     name: str
     #: Whether controller and worker can lock the same file.
     can_lock_files: bool
-    #: Whether what the collector says may decide what is imported outside of it, in later runs.
+    #: Whether the collector's messages may decide what later runs import early.
     trusted: bool = True
-    #: Seconds of collecting from which on it is worth while to collect once for all workers.
+    #: If collecting takes at least these seconds, it is worthwhile to collect once for all workers.
     min_shared_collection_seconds: float = 0.0
 
     @abc.abstractmethod
@@ -161,9 +161,9 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def start_collector(self, request: RunRequest) -> None:
-        """Let a collector begin with what is known already, while the controller is configured.
+        """Start a collector early, while the controller is still being configured.
 
-        :param request: a guess; if the one of :meth:`begin` differs, that collector is not used.
+        :param request: a guess; if the request of :meth:`begin` differs, this collector is dropped.
         """
 
     @abc.abstractmethod
@@ -178,21 +178,21 @@ class Backend(abc.ABC):
         """
 
     def take_another(self, plan: Plan) -> bool:
-        """Have the next collector made by a parent that imports less.
+        """Use a parent that imports less for the next collector.
 
-        :param plan: what that is to import.
-        :returns: whether that would be another one: false if this one has imported nothing early,
-            or if there is nothing else to clone from.
+        :param plan: what that parent is to import.
+        :returns: whether that is possible: false if this parent has imported nothing early, or if
+            there is nothing else to clone from.
         """
         return False
 
     @abc.abstractmethod
     def learn(self, modules: list[str]) -> None:
-        """Tell a parent that is kept what this run's collection has imported."""
+        """Tell a kept parent which modules this run's collection has imported."""
 
     @abc.abstractmethod
     def rinfo(self) -> dict[str, Any]:
-        """What ``gateway._rinfo()`` tells of a worker before it exists."""
+        """What ``gateway._rinfo()`` returns for a worker, even before the worker exists."""
 
     @abc.abstractmethod
     def begin(self, request: RunRequest, events: EventQueue, listener: Listener) -> None:
@@ -210,9 +210,9 @@ class Backend(abc.ABC):
         channel: socket.socket,
         claims_fd: int,
     ) -> None:
-        """Have a worker made; ``channel`` and ``claims_fd`` stay the caller's to close.
+        """Have a worker made; the caller still has to close ``channel`` and ``claims_fd``.
 
-        :raises CollectorGone: if there is none any more.
+        :raises CollectorGone: if there is no collector any more.
         :raises BackendError: if no worker can be made.
         """
 
@@ -222,20 +222,20 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def interrupt(self) -> None:
-        """End a collector that has not answered yet, as Ctrl-C would, giving it a moment."""
+        """Interrupt a collector that has not answered yet, as Ctrl-C would, and wait a moment."""
 
     @abc.abstractmethod
     def ask_to_end(self) -> None:
-        """Have the collector leave once its workers have, without waiting for it.
+        """Tell the collector to end once its workers have, without waiting for it.
 
         :meth:`end_run` does that, too, and waits; this lets the caller do something meanwhile.
         """
 
     @abc.abstractmethod
     def end_run(self, timeout: float) -> None:
-        """Want no more workers; wait until the collector has seen the last one end.
+        """Make no more workers, and wait until all workers and the collector have ended.
 
-        :param timeout: seconds to wait before they are killed.
+        :param timeout: seconds to wait at most; :meth:`close` kills what is left.
         """
 
     @abc.abstractmethod
@@ -243,5 +243,5 @@ class Backend(abc.ABC):
         """End everything at once, and leave nothing behind; safe to call twice."""
 
     def leftovers(self) -> list[str]:
-        """After :meth:`close`: what could not be removed and why, in lines for the user."""
+        """After :meth:`close`: lines for the user about what could not be removed, and why."""
         return []

@@ -1,6 +1,6 @@
-"""``pytest-forkd doctor``: looks at all that a run in virtual machines needs.
+"""``pytest-forkd doctor``: checks everything that a run in virtual machines needs.
 
-Parsing a command line needs no httpx; what the command does is imported when it is run.
+The checks are imported when the command runs, since parsing a command line must not need httpx.
 """
 
 from __future__ import annotations

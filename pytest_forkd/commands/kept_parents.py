@@ -19,7 +19,7 @@ __all__ = ["add_parent_commands"]
 
 #: Seconds for a parent to answer; it may be importing.
 _ANSWER_TIMEOUT = 10.0
-#: Seconds for a parent that nobody uses to end.
+#: Seconds for an idle parent to end.
 _END_TIMEOUT = 5.0
 
 
@@ -89,7 +89,7 @@ def _stop(options: argparse.Namespace) -> int:
 
 
 def _stop_one(parent: _Asked) -> bool:
-    """End a parent: with its runs if it answers, else at once; returns whether that was done."""
+    """Stop a parent after its last run if it answers, else kill it; returns whether that worked."""
     process = parent.process
     status = parent.ask("stop") if parent.why is None else None
     if status is not None:
@@ -116,16 +116,16 @@ def _stop_one(parent: _Asked) -> bool:
 def _parents() -> list[Entry]:
     """The entries of all kept parents.
 
-    :raises StoreError: if the directory is not this user's alone.
+    :raises StoreError: if others own or can access the directory.
     """
     with Store.find() as store:
         return store.entries()
 
 
 class _Asked:
-    """A kept parent that is asked something.
+    """A kept parent to ask something.
 
-    :ivar connection: ``None`` if it has ended, or takes no more.
+    :ivar connection: ``None`` if it has ended, or accepts no connections.
     :ivar process: the parent, if it is known.
     :ivar why: what is wrong with it, if it does not answer.
     """
@@ -139,10 +139,10 @@ class _Asked:
             self.why = "does not answer: others have been waiting for it"
 
     def ask(self, what: str) -> dict[str, Any] | None:
-        """Its answer; ``None`` if it has none, see :attr:`why`."""
+        """Its answer; ``None`` if it does not answer, see :attr:`why`."""
         if self.connection is None:
             return None
-        state = self.entry.state  # once more at each look it may have removed its directory
+        state = self.entry.state  # read once, since it may remove its directory at any time
         try:
             self.connection.send({what: {}})
             answer = receive(
@@ -163,17 +163,17 @@ class _Asked:
         return None
 
     def describe(self) -> str:
-        """Its number, if that is known."""
+        """Its pid, if known."""
         return f"parent {self.process.pid}" if self.process is not None else "a parent"
 
     def close_connection(self) -> None:
-        """Be none of those that it waits for."""
+        """Close the connection: a parent does not end while one is open."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the connection and the entry."""
         self.close_connection()
         self.entry.close()
 
@@ -194,7 +194,7 @@ def _wait_for_end(process: Process) -> bool:
 
 
 def _memory(pid: int) -> str:
-    """The proportional set size, see proc_pid_smaps(5): shared pages count in parts."""
+    """The proportional set size, see proc_pid_smaps(5): shared pages count proportionally."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
             for line in file:

@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _is_interruption(exc: BaseException) -> bool:
-    """Whether it is Ctrl-C, or what Ctrl-C has led to.
+    """Whether an exception is Ctrl-C, or a consequence of it.
 
-    What a library raises while it cleans up takes the place of ``KeyboardInterrupt``: an archive
-    that is left half-written raises ``ValueError``.
+    An exception in a library's clean-up replaces ``KeyboardInterrupt``: closing a half-written
+    archive raises ``ValueError``.
     """
     cause: BaseException | None = exc
     while cause is not None and not isinstance(cause, KeyboardInterrupt):

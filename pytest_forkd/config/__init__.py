@@ -1,1 +1,1 @@
-"""What the user can set: options, their ini twins, and what pytest's cache keeps for us."""
+"""Reads options, the ini values of the same name, and our data in pytest's cache."""

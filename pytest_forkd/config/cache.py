@@ -1,7 +1,7 @@
-"""What is kept in pytest's cache between runs: read and written if that is possible, or not at all.
+"""Data kept in pytest's cache between runs; errors in reading and writing it are ignored.
 
-A root directory may only be read. pytest warns of that for its own part; it is no news from us, and
-must not end a run where warnings are errors.
+The root directory may be read-only. pytest itself warns about that, so we need not, and must not:
+if warnings are errors, that would end the run.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["QuietCache"]
 
 
 class QuietCache:
-    """pytest's cache, without a word where it cannot be used.
+    """pytest's cache, without warnings if it cannot be used.
 
-    :param config: whose cache it is; with ``-p no:cacheprovider`` there is none.
+    :param config: the configuration; with ``-p no:cacheprovider`` it has no cache.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self._cache: Any = getattr(config, "cache", None)
 
     def get(self, key: str) -> Any:
-        """What was kept; ``None`` if nothing was, or it makes no sense."""
+        """The stored value; ``None`` if there is none, or it cannot be read."""
         value = self._cache.get(key, None) if self._cache is not None else None
         if not isinstance(value, str):
             return value
@@ -36,18 +36,18 @@ class QuietCache:
         return None
 
     def set(self, key: str, value: object) -> None:
-        """Keep what JSON can keep."""
+        """Store a value that JSON can represent; errors are ignored."""
         if self._cache is None:
             return
         with warnings.catch_warnings(), contextlib.suppress(OSError):
             warnings.simplefilter("ignore")
             try:
                 self._cache.set(key, value)
-            except UnicodeEncodeError:  # pytest's cache keeps no file names that are not UTF-8
+            except UnicodeEncodeError:  # pytest's cache cannot store file names that are not UTF-8
                 self._cache.set(key, json.dumps(value))
 
     def make_directory(self, name: str) -> Path | None:
-        """A directory for files of ours; ``None`` if there can be none.
+        """Make a directory for our files; ``None`` if there is no cache.
 
         :raises OSError: if it cannot be made.
         """

@@ -13,9 +13,9 @@ def option_or_ini(config: pytest.Config, namespace: Any, name: str) -> tuple[Any
     """What the user asked for.
 
     :param namespace: the options as parsed so far.
-    :param name: of the option's attribute, and of the ini value.
-    :returns: what the option says, else the ini value (``None`` if empty); and which of them it is,
-        for messages.
+    :param name: the name of the option's attribute and of the ini value.
+    :returns: the option's value, else the ini value (``None`` if empty); and the name of its
+        source, for messages.
     """
     value = getattr(namespace, name, None)
     if value is not None:

@@ -1,1 +1,1 @@
-"""A forkd daemon, as this package sees it: its client, what a run makes there, snapshots."""
+"""The forkd backend: a client for forkd daemons, records of what runs make there, and snapshots."""

@@ -1,4 +1,4 @@
-"""Where a daemon is and what opens it: URL, token, certificates."""
+"""How to reach a daemon: URL, token, certificates."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ += ["add_options", "read_token", "read_urls", "tls_context"]
 
 DEFAULT_URL = "http://127.0.0.1:8889"
 URL_VARIABLE = "FORKD_URL"
-#: Never an option: a command line can be read by every user of the machine.
+#: There is no option for the token, since every user of the machine can read command lines.
 TOKEN_VARIABLE = "FORKD_TOKEN"  # noqa: S105 - the name of a variable
 #: Bytes of a token file that are read.
 _MAX_TOKEN = 4096
 
 
 class Token:
-    """A bearer token, which shows itself to nobody but :meth:`header`."""
+    """A bearer token; only :meth:`header` reveals it."""
 
     __slots__ = ("_text",)
 
@@ -38,7 +38,7 @@ class Token:
         return f"Bearer {self._text}"
 
     def hide(self, text: str) -> str:
-        """``text`` without the token, should it be there."""
+        """``text`` with the token removed, if it contains it."""
         return text.replace(self._text, "***")
 
     def __repr__(self) -> str:
@@ -51,8 +51,8 @@ class Token:
 def parse_url(text: str, source: str = "--forkd-url") -> str:
     """A daemon's URL in its short form, without a slash at its end.
 
-    :param source: what to name in an error.
-    :raises ForkdError: if it is none.
+    :param source: where the URL comes from, for error messages.
+    :raises ForkdError: if it is not a valid URL.
     """
     example = f"Give the daemon's address, such as {DEFAULT_URL}."
     try:
@@ -81,7 +81,7 @@ def is_local(url: str) -> bool:
 def read_token(file: str | None, environ: Mapping[str, str]) -> str | None:
     """The token: from ``file`` if one is named, else from ``FORKD_TOKEN``.
 
-    :returns: ``None`` where there is none, for a daemon that wants none.
+    :returns: ``None`` if there is none, which is right for a daemon without a token.
     :raises ForkdError: if the file cannot be read, or holds no token.
     """
     if file is not None:
@@ -107,10 +107,10 @@ def read_token(file: str | None, environ: Mapping[str, str]) -> str | None:
 def tls_context(ca: str | None) -> ssl.SSLContext:
     """How a daemon's certificate is verified.
 
-    :param ca: ``--forkd-ca``, a file with the certificates to trust; the system's if left out.
+    :param ca: ``--forkd-ca``, a file with the certificates to trust; ``None`` for the system's.
     :raises ForkdError: if the file holds none.
     """
-    import ssl  # loading it takes a while; commands without a daemon do without
+    import ssl  # slow to load, and not needed by commands without a daemon
 
     try:
         return ssl.create_default_context(cafile=None if ca is None else os.path.expanduser(ca))
@@ -120,9 +120,9 @@ def tls_context(ca: str | None) -> ssl.SSLContext:
 
 
 def add_options(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
-    """Add where daemons are, and what opens them.
+    """Add the options for reaching daemons.
 
-    :param url: whether the command can be told which daemons.
+    :param url: whether to add an option for their URLs.
     """
     if url:
         parser.add_argument(
@@ -147,12 +147,12 @@ def add_options(parser: argparse.ArgumentParser, *, url: bool = True) -> None:
 
 
 def read_urls(given: list[str] | None, source: str, environ: Mapping[str, str]) -> list[str]:
-    """The daemons' URLs: those that are given, else those in ``FORKD_URL``, else the usual one.
+    """The daemons' URLs: those that are given, else those in ``FORKD_URL``, else the default.
 
-    Each once: a daemon that is named twice would get its workers twice.
+    Duplicates are removed: a daemon that is named twice would get its workers twice.
 
-    :param source: what to name in an error about those that are given.
-    :raises ForkdError: if one is no URL.
+    :param source: where the given URLs come from, for error messages.
+    :raises ForkdError: if one is not a valid URL.
     """
     if given:
         return list(dict.fromkeys(parse_url(each, source) for each in given))

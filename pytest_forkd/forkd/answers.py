@@ -1,4 +1,4 @@
-"""What a daemon answers, checked: it must not be able to confuse this process."""
+"""Checks a daemon's answers: they must not be able to confuse this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ += ["ID", "TAG", "as_list", "as_object", "field", "optional"]
 
 #: What forkd accepts as a tag.
 TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
-#: What is accepted as a sandbox's id: it becomes part of paths and file names.
+#: A valid sandbox id; ids become part of paths and file names.
 ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_LIST = 100_000
 #: Characters of a short text.
@@ -79,11 +79,11 @@ def _tags(answer: dict[str, Any], name: str) -> list[str]:
 class Sandbox:
     """A machine that a daemon runs.
 
-    :ivar id: its name at that daemon.
-    :ivar snapshot_tag: what it was restored from.
+    :ivar id: its id at that daemon.
+    :ivar snapshot_tag: the snapshot that it was restored from.
     :ivar netns: its network namespace, if it has one of its own.
-    :ivar guest_addr: where its agent listens, for the daemon only.
-    :ivar created_at_unix: when it was made, by the daemon's clock; seconds.
+    :ivar guest_addr: where its agent listens; only the daemon can connect to it.
+    :ivar created_at_unix: when it was made, in seconds since 1970, by the daemon's clock.
     :ivar pid: the virtual machine's process on the daemon's host.
     """
 
@@ -96,9 +96,9 @@ class Sandbox:
 
     @classmethod
     def read(cls, value: object) -> Sandbox:
-        """A sandbox out of an answer.
+        """Read a sandbox from an answer.
 
-        :raises RequestFailed: if it is none.
+        :raises RequestFailed: if it is not a valid one.
         """
         answer = as_object(value, "a sandbox")
         return cls(
@@ -117,9 +117,9 @@ class Snapshot:
 
     :ivar status: ``writing``, ``ready`` or ``failed``.
     :ivar bootable: whether machines can be restored from it.
-    :ivar warning: why not, if the daemon knows.
+    :ivar warning: why it is not bootable, if the daemon knows.
     :ivar branched_from: the sandbox that it is a snapshot of, if it is a branch.
-    :ivar pause_ms: milliseconds for which that one stood still.
+    :ivar pause_ms: milliseconds for which that sandbox was paused.
     """
 
     tag: str
@@ -132,9 +132,9 @@ class Snapshot:
 
     @classmethod
     def read(cls, value: object) -> Snapshot:
-        """A snapshot out of an answer.
+        """Read a snapshot from an answer.
 
-        :raises RequestFailed: if it is none.
+        :raises RequestFailed: if it is not a valid one.
         """
         answer = as_object(value, "a snapshot")
         bootable = optional(answer, "bootable", bool)  # since forkd 0.5.3
@@ -154,10 +154,10 @@ class Snapshot:
 class SnapshotDetail:
     """More about a snapshot.
 
-    :ivar memory_bytes: what its memory takes on the daemon's disk.
-    :ivar chain_depth: of how many differences it is composed; 0 for a flat one.
-    :ivar ancestors: the snapshots that these are differences to, the first one first.
-    :ivar dependents: those that are differences to this one.
+    :ivar memory_bytes: bytes that its memory takes on the daemon's disk.
+    :ivar chain_depth: how many differences it consists of; 0 for a flat snapshot.
+    :ivar ancestors: the snapshots that it is based on, the first one first.
+    :ivar dependents: the snapshots that are based on it.
     """
 
     tag: str
@@ -169,9 +169,9 @@ class SnapshotDetail:
 
     @classmethod
     def read(cls, value: object) -> SnapshotDetail:
-        """The details out of an answer.
+        """Read the details from an answer.
 
-        :raises RequestFailed: if they are none.
+        :raises RequestFailed: if they are not valid.
         """
         answer = as_object(value, "a snapshot")
         return cls(
@@ -184,7 +184,7 @@ class SnapshotDetail:
         )
 
 
-#: Characters of what a guest answers; a whole answer is bounded before it is parsed.
+#: Characters of a guest's output; the size of a whole answer is limited before it is parsed.
 _MAX_OUTPUT = 1 << 26
 
 
@@ -212,7 +212,7 @@ class ExecResult:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What an expression has come to: its ``repr()``, or the error that it raised."""
+    """The result of an expression: the ``repr()`` of its value, or the error that it raised."""
 
     result: str | None
     error: str | None

@@ -32,9 +32,9 @@ __all__ = ["ForkdBackend", "ForkdSettings"]
 #: Seconds for the agent of a machine that has just been restored to answer.
 _PING_LIMIT = 30.0
 _PING_INTERVAL = 0.02
-#: Seconds for a daemon that does not answer to come back: it may be restarted in the meantime.
+#: Seconds for a daemon that does not answer to come back: it may be restarting.
 _UNREACHABLE_LIMIT = 6.0
-#: Seconds for a daemon that is branching as much as it accepts to take another one.
+#: Seconds for a daemon that has too many branches in progress to accept another.
 _BRANCH_PATIENCE = 60.0
 _BRANCH_INTERVAL = 0.5
 
@@ -43,13 +43,13 @@ _BRANCH_INTERVAL = 0.5
 class ForkdSettings:
     """Where machines come from, and what they are like.
 
-    :ivar urls: of the daemons.
-    :ivar token: how to get at the token.
-    :ivar token_file: the file that it is in, if it is in one.
+    :ivar urls: URLs of the daemons.
+    :ivar token: returns the token.
+    :ivar token_file: the file with the token, if it is in a file.
     :ivar ca: a file with the certificates to trust.
-    :ivar tag: of the snapshot.
-    :ivar netns: whether each machine is to have a network namespace of its own.
-    :ivar memory: MiB that the host grants a machine; ``None`` for what the snapshot has.
+    :ivar tag: the tag of the snapshot.
+    :ivar netns: whether each machine gets a network namespace of its own.
+    :ivar memory: MiB that the host grants a machine; ``None`` for the snapshot's own size.
     :ivar environ: patterns of the variables that guests get besides the usual ones.
     """
 
@@ -66,9 +66,9 @@ class ForkdSettings:
 class Daemon(Host):
     """One daemon.
 
-    :param client: to it; closed by :meth:`close`.
+    :param client: a client for it.
     :param settings: what to ask it for.
-    :param ledger: writes down what is made here, and deletes what is left of it at the end.
+    :param ledger: returns the ledger, which records what is made and deletes it at the end.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class Daemon(Host):
         self.name = client.url
         self.client = client
         self._settings = settings
-        #: Concurrent requests for one tag would race inside the daemon.
+        #: Held while spawning: concurrent requests for one tag would race inside the daemon.
         self._spawning = threading.Lock()
         self._ledger = ledger
         self._sandbox_of: dict[str, Sandbox] = {}
-        #: Whether branches are made while the machine runs on; found out by trying.
+        #: Whether a branch can be made without pausing the machine; found out by trying.
         self._live = True
         self._closed = False
 
     def check(self) -> None:
-        """Make sure that there is a daemon with the snapshot.
+        """Make sure that the daemon answers and has the snapshot.
 
         :raises ForkdError: if not.
         """
@@ -131,7 +131,7 @@ class Daemon(Host):
             except RequestFailed as exc:
                 if exc.status != 400:
                     raise
-                self._live = False  # the snapshot is chained, say; a branch takes longer then
+                self._live = False  # for example a chained snapshot; branches then take longer
         return self.client.spawn(tag, count, netns, memory)
 
     def _place(self, sandbox: Sandbox, generation: int) -> Place:
@@ -204,7 +204,7 @@ class Daemon(Host):
                 return tag
 
     def _delete(self, sandbox: str) -> None:
-        # What cannot be deleted now stays in the ledger.
+        # If deleting fails, the sandbox stays in the ledger.
         with contextlib.suppress(ForkdError):
             self.client.delete_sandbox(sandbox)
             self._ledger().forget_sandbox(self.name, sandbox)
@@ -215,10 +215,10 @@ class Daemon(Host):
 
 
 class _Patience:
-    """Tells when there is no use in trying again: what is lost on the way may be sent again.
+    """Decides when to stop retrying requests to a sandbox; a few may get lost.
 
-    :param sandbox: its name.
-    :param alive: whether its daemon answers at all.
+    :param sandbox: its id.
+    :param alive: returns whether its daemon answers at all.
     """
 
     def __init__(self, sandbox: str, alive: Callable[[], bool]) -> None:
@@ -229,7 +229,7 @@ class _Patience:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Around a request to the sandbox; raises StreamError to end its stream."""
+        """Use this around each request to the sandbox; raises StreamError to end its stream."""
         start = time.monotonic()
         try:
             yield
@@ -251,7 +251,7 @@ class ForkdBackend(MachinesBackend):
     """The ``forkd`` backend.
 
     :param settings: where machines come from.
-    :param sync: what of the working tree they get.
+    :param sync: which part of the working tree they get.
     """
 
     name = "forkd"

@@ -86,12 +86,12 @@ def add_build_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_build(options: argparse.Namespace) -> int:
-    """Make the snapshot for a project, unless it is there.
+    """Make the snapshot for a project, unless it exists.
 
     :returns: the exit status.
     :raises ForkdError: if it cannot be made.
     """
-    # However it is ended, nothing half-made is to stay.
+    # Handle SIGTERM like Ctrl-C, so that nothing half-made is left.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _build(options)
@@ -107,7 +107,7 @@ def _build(options: argparse.Namespace) -> int:
     machine = _machine(options)
     given = {name: getattr(options, name) for name in _WISHES if getattr(options, name)}
     for name in ("requirements", "tests"):
-        # Relative to where the user is; the recipe's are relative to the project.
+        # Command line paths are relative to the working directory, the recipe's to the project.
         given[name] = [os.path.abspath(each) for each in given.get(name, ())]
     if options.dockerfile:
         given["dockerfile"] = os.path.abspath(options.dockerfile)
@@ -172,7 +172,7 @@ def _machine(options: argparse.Namespace) -> Machine:
 
 
 def _one_client(options: argparse.Namespace) -> Client:
-    """The client for the daemon of this host; a snapshot is made at one only."""
+    """The client for the daemon on this host, the only one that a snapshot is made on."""
     clients = connect_all(options)
     for each in clients[1:]:
         each.close()
@@ -186,7 +186,7 @@ def _one_client(options: argparse.Namespace) -> Client:
 
 
 def _report(client: Client, tag: str, options: argparse.Namespace) -> int:
-    """Say what has come of it, and whether its guests work.
+    """Print the result of a build, and check whether its guests work.
 
     :returns: the exit status.
     """
@@ -216,7 +216,7 @@ def _report(client: Client, tag: str, options: argparse.Namespace) -> int:
 
 
 def find_snapshot(client: Client, tag: str) -> Snapshot | None:
-    """What the daemon has under a tag; if none runs, forkd itself will see."""
+    """The daemon's snapshot with a tag; ``None``, with a message, also if no daemon answers."""
     try:
         return next((each for each in client.snapshots() if each.tag == tag), None)
     except Unreachable as exc:
@@ -225,9 +225,9 @@ def find_snapshot(client: Client, tag: str) -> Snapshot | None:
 
 
 def connect_all(options: argparse.Namespace) -> list[Client]:
-    """A client for each daemon that is meant.
+    """A client for each daemon that the options name.
 
-    :raises ForkdError: if a URL, the token or the certificates are of no use.
+    :raises ForkdError: if a URL, the token or the certificates cannot be used.
     """
     from pytest_forkd.forkd.access import read_token, read_urls
     from pytest_forkd.forkd.client import Client
@@ -237,9 +237,9 @@ def connect_all(options: argparse.Namespace) -> list[Client]:
 
 
 def check_tag(tag: str) -> None:
-    """Make sure that a tag is one.
+    """Make sure that a tag is valid.
 
-    :raises ForkdError: if it is none.
+    :raises ForkdError: if it is not.
     """
     from pytest_forkd.forkd.answers import TAG
 

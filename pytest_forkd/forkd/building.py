@@ -47,7 +47,7 @@ class Machine:
     :ivar boot_wait_secs: seconds for it to boot and to import, before the snapshot is taken.
     :ivar docker_args: more arguments for ``docker build``.
     :ivar forkd_args: more arguments for ``forkd from-image``.
-    :ivar data_home: below which forkd is to put snapshots, in ``forkd/snapshots``.
+    :ivar data_home: a directory; forkd puts snapshots into its ``forkd/snapshots``.
     :ivar sudo: whether forkd is run with sudo.
     """
 
@@ -61,7 +61,7 @@ class Machine:
 
 
 def commands(recipe: Recipe, machine: Machine, tag: str, image: str) -> list[list[str]]:
-    """The programs to be run, in their order: the last but one reads the context from its input."""
+    """The commands to run, in order; the last but one reads the build context from its input."""
     found = []
     base = recipe.wishes.image
     if recipe.wishes.dockerfile:
@@ -87,7 +87,7 @@ def commands(recipe: Recipe, machine: Machine, tag: str, image: str) -> list[lis
 
 
 def make_image_name(recipe: Recipe) -> str:
-    """A name that no other image has had: forkd keeps file systems by the images' names."""
+    """An image name that was never used before: forkd caches file systems by image name."""
     return f"{_REPOSITORY}:{recipe.fingerprint}-{secrets.token_hex(3)}"
 
 
@@ -97,7 +97,7 @@ def base_image(recipe: Recipe, image: str) -> str:
 
 
 def write_context(tree: WorkingTree, recipe: Recipe, base: str, file: IO[bytes]) -> None:
-    """Write what ``docker build`` reads: the container recipe, this package, and the project."""
+    """Write the context for ``docker build``: container recipe, this package, and the project."""
     wheel, content = make_wheel()
     plan = json.dumps(recipe.parent_plan().to_json())
     about = json.dumps({"fingerprint": recipe.fingerprint, "built": int(time.time())})
@@ -119,7 +119,7 @@ def write_context(tree: WorkingTree, recipe: Recipe, base: str, file: IO[bytes])
         archive.addfile(folder)
         for path, what in tree.manifest.items():
             if what.kind in ("file", "link"):
-                with contextlib.suppress(FileNotFoundError):  # it has just gone
+                with contextlib.suppress(FileNotFoundError):  # it has just been removed
                     archive.add(
                         os.path.join(tree.root, path),
                         f"project/{path}",
@@ -132,12 +132,12 @@ def _of_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
     if entry.islnk():
-        entry.type = tarfile.REGTYPE  # a second name of a file: the guest gets two files
+        entry.type = tarfile.REGTYPE  # a hard link: the guest gets two files
     return entry
 
 
 def check_programs(machine: Machine) -> None:
-    """Make sure that there is what it takes.
+    """Make sure that the programs needed for a build are installed.
 
     :raises ForkdError: if not; says what is missing, and what to do.
     """
@@ -155,9 +155,9 @@ def check_programs(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def locked(tag: str, directory: Path) -> Iterator[None]:
-    """Hold the lock of a tag: of several builds started together, one builds.
+    """Hold the lock of a tag, so that of several builds started together only one builds.
 
-    :raises ForkdError: if another one takes too long.
+    :raises ForkdError: if another build takes too long.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = FileLock(directory / f"build-{tag}.lock")
@@ -178,10 +178,10 @@ def locked(tag: str, directory: Path) -> Iterator[None]:
 def build(
     recipe: Recipe, machine: Machine, tag: str, given: dict[str, Any], built: BuiltSnapshots
 ) -> None:
-    """Make the snapshot, and put it on record.
+    """Make the snapshot, and record it.
 
-    :param given: the wishes that the command line has named.
-    :raises ForkdError: if a program fails: then no image is left.
+    :param given: the wishes from the command line.
+    :raises ForkdError: if a program fails; no image is left then.
     """
     check_programs(machine)
     try:
@@ -212,7 +212,7 @@ def build(
 
 
 def _clean_up(images: list[str], recipe: Recipe) -> None:
-    """Remove the images: forkd has copied what is in them. And what a failed build has left."""
+    """Remove the images, which forkd has copied, and what a failed build has left."""
     label = f"label={LABEL}={recipe.fingerprint}"
     for command in (
         ["docker", "image", "rm", "--force", *images],
@@ -230,7 +230,7 @@ def _clean_up(images: list[str], recipe: Recipe) -> None:
 
 
 def _run(command: list[str], write: object = None) -> None:
-    """Run a program, whose output is the user's, to its end.
+    """Run a program to its end; its output goes to the user.
 
     :param write: writes to its standard input.
     :raises ForkdError: if it fails.
@@ -246,7 +246,7 @@ def _run(command: list[str], write: object = None) -> None:
         if callable(write):
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError), process.stdin as file:
-                write(file)  # a program that ends early says why itself
+                write(file)  # if the program ends early, it says why itself
         status = process.wait(_LIMIT)
     except subprocess.TimeoutExpired:
         raise ForkdError(f"{name} has not ended within {_LIMIT:g} seconds.") from None

@@ -1,4 +1,4 @@
-"""Which snapshots were made from here, and which of them fits a project as it is now."""
+"""The list of snapshots that were made on this machine, and which one fits a project now."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LOCK_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Built:
-    """A snapshot that was made from here.
+    """A snapshot that was made on this machine.
 
-    :ivar root: of which project.
+    :ivar root: the root of its project.
     :ivar fingerprint: what it depends on, see :class:`~pytest_forkd.forkd.recipe.Recipe`.
-    :ivar image: the name that its image had, by which forkd keeps the file system.
-    :ivar created: when, in seconds since 1970.
-    :ivar named: whether the tag was chosen by the user.
-    :ivar wishes: what it was to hold, as far as the command line said so.
+    :ivar image: the name of its image, by which forkd caches the file system.
+    :ivar created: when it was made, in seconds since 1970.
+    :ivar named: whether the user has chosen the tag.
+    :ivar wishes: the wishes from the command line.
     """
 
     tag: str
@@ -48,7 +48,7 @@ class Built:
 class Choice:
     """The snapshot for a run.
 
-    :ivar stale: why it does not fit the project any longer; ``None`` if it does.
+    :ivar stale: why it does not fit the project any more; ``None`` if it does.
     """
 
     tag: str
@@ -58,7 +58,7 @@ class Choice:
 class BuiltSnapshots:
     """The list, in the user's state directory.
 
-    :param directory: where; the user's by default.
+    :param directory: its directory; the user's state directory by default.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -66,7 +66,7 @@ class BuiltSnapshots:
         self._path = self.directory / "snapshots.json"
 
     def all(self) -> list[Built]:
-        """All on the list, the oldest first; empty if it is damaged."""
+        """All snapshots on the list, the oldest first; empty if the list is damaged."""
         try:
             stored = json.loads(self._path.read_bytes())
         except (OSError, ValueError, RecursionError):
@@ -81,19 +81,19 @@ class BuiltSnapshots:
         return sorted(found, key=lambda each: float(each.created))
 
     def add(self, built: Built) -> None:
-        """Put a snapshot on the list, in place of another one of its tag."""
+        """Add a snapshot to the list; replaces one with the same tag."""
         self._change(lambda known: [*(each for each in known if each.tag != built.tag), built])
 
     def remove(self, tag: str) -> None:
-        """Strike a snapshot out."""
+        """Remove a snapshot from the list."""
         self._change(lambda known: [each for each in known if each.tag != tag])
 
     def find(self, tag: str) -> Built | None:
-        """What is known of a snapshot."""
+        """The snapshot with a tag, if it is on the list."""
         return next((each for each in self.all() if each.tag == tag), None)
 
     def latest(self, root: str) -> Built | None:
-        """The one that was made last for a project."""
+        """The snapshot that was made last for a project."""
         return next((each for each in reversed(self.all()) if each.root == root), None)
 
     def _change(self, change: Any) -> None:
@@ -114,8 +114,8 @@ class BuiltSnapshots:
 def plan_for(folder: str, given: dict[str, Any]) -> Recipe:
     """The recipe for the project that a folder is in, as it is now.
 
-    :param given: wishes that come before those of ``pyproject.toml``.
-    :raises ForkdError: if it cannot be read, or makes no sense.
+    :param given: wishes that override those in ``pyproject.toml``.
+    :raises ForkdError: if these cannot be read, or make no sense.
     """
     if not os.path.isdir(folder):
         raise ForkdError(f"{folder} is no directory.")
@@ -126,9 +126,9 @@ def plan_for(folder: str, given: dict[str, Any]) -> Recipe:
 def choose_tag(folder: str) -> Choice:
     """The snapshot for a run of the project that a folder is in, if no tag is given.
 
-    It is what ``pytest-forkd snapshot build`` would make now: with the options of the last time,
-    if it was run here, else with those of ``pyproject.toml``. Whether there is such a
-    snapshot only the daemon knows.
+    It is the one that ``pytest-forkd snapshot build`` would make now: with the options of its last
+    run on this machine, if any, else with those in ``pyproject.toml``. Only the daemon knows
+    whether that snapshot exists.
 
     :raises ForkdError: if the project cannot be read.
     """

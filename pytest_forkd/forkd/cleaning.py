@@ -1,4 +1,4 @@
-"""Deleting what a run has made at forkd daemons: at its end, after its death, or much later."""
+"""Deletes what a run has made at forkd daemons: at its end, after its death, or much later."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Outcome", "connect_for", "delete_recorded"]
 
 @dataclass
 class Outcome:
-    """What has become of a run's leftovers.
+    """The result of deleting a run's leftovers.
 
     :ivar deleted: how many sandboxes and branches were deleted.
-    :ivar gone: how many had gone already.
-    :ivar errors: why others are still there, one line a daemon.
+    :ivar gone: how many were gone already.
+    :ivar errors: why others could not be deleted, one line per daemon.
     """
 
     deleted: int = 0
@@ -31,9 +31,11 @@ class Outcome:
 def connect_for(
     run: Run, token_file: str | None = None, ca: str | None = None
 ) -> Callable[[str], Client]:
-    """How to reach the daemons of a run: with what is given here, else with what it has used.
+    """A function that makes clients for a run's daemons.
 
-    :returns: a function from a URL to a client.
+    It uses the token file and certificates given here, else those that the run has used.
+
+    :returns: a function that takes a URL and returns a client.
     """
 
     def connect(url: str) -> Client:
@@ -44,9 +46,9 @@ def connect_for(
 
 
 def delete_recorded(records: Records, run: Run, connect: Callable[[str], Client]) -> Outcome:
-    """Delete what a run has recorded, sandboxes first, and strike it out.
+    """Delete what a run has recorded, sandboxes first, and remove it from the record.
 
-    A daemon that cannot be reached is left alone, and what it has stays on the record.
+    If a daemon cannot be reached, its entries stay on the record.
 
     :param connect: makes a client for a URL.
     """
@@ -62,7 +64,7 @@ def delete_recorded(records: Records, run: Run, connect: Callable[[str], Client]
 
 
 def _delete_at(client: Client, url: str, records: Records, run: Run, outcome: Outcome) -> None:
-    """Delete what is at one daemon; what it refuses to delete does not keep the rest."""
+    """Delete what is at one daemon; go on if it refuses to delete something."""
     sandboxes = [each for each in run.sandboxes if each[0] == url]
     branches = [each for each in run.branches if each[0] == url]
     done: list[tuple[str, str]] = []
@@ -82,10 +84,10 @@ def _delete_at(client: Client, url: str, records: Records, run: Run, outcome: Ou
 
 
 def _delete_branch(client: Client, tag: str, outcome: Outcome) -> None:
-    """Delete a branch, and what was restored from it: no other run knows its name."""
+    """Delete a branch and its sandboxes, which are this run's: no other run knows its tag."""
     if is_run_tag(tag):
         for sandbox in client.sandboxes():
-            if sandbox.snapshot_tag == tag:  # its id got lost with the answer of the daemon
+            if sandbox.snapshot_tag == tag:  # not recorded if the daemon's answer was lost
                 _count(outcome, client.delete_sandbox(sandbox.id))
     _count(outcome, client.delete_snapshot(tag))
 

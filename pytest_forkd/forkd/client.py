@@ -1,8 +1,8 @@
 """A client of a forkd daemon's API (v1). It needs httpx, the extra ``pytest-forkd[forkd]``.
 
-A daemon is trusted with what it is asked to run, not with this process: what it answers is read up
-to a limit and checked field by field. Only what can be repeated without a second effect is tried
-again. Nothing waits without a limit, and the token is shown to nobody but the daemon.
+A daemon is trusted with the code that it is asked to run, but not with this process: its answers
+are read up to a limit and checked field by field. Only idempotent requests are retried. Every wait
+has a limit, and the token is sent only to the daemon.
 """
 
 from __future__ import annotations
@@ -44,23 +44,24 @@ __all__ = ["MAX_REQUEST", "Busy", "Client", "EvalResult", "ExecResult", "ForkdEr
 __all__ += ["NoSuchSandbox", "NoSuchTag", "NotBootable", "RequestFailed", "Sandbox", "Snapshot"]
 __all__ += ["SnapshotDetail", "TooLarge", "Unauthorized", "Unreachable"]
 
-#: Bytes of a request's body that a daemon takes (2 MB is axum's limit), less some for the rest.
+#: Bytes of a request's body that a daemon accepts (axum's limit is 2 MB), less some overhead.
 MAX_REQUEST = 2_000_000
-#: Seconds until a daemon that does not answer at all is given up.
+#: Seconds after which a daemon that does not answer is taken for unreachable.
 _REACH_LIMIT = 4.5
-#: Seconds for an answer that takes the daemon no work.
+#: Seconds for an answer that needs no work.
 _ANSWER_LIMIT = 10.0
 #: Seconds to restore machines: a flat snapshot takes a fraction of one, a chained one is hashed.
 _SPAWN_LIMIT = 60.0
 _SPAWN_LIMIT_EACH = 1.0
-#: Seconds for a snapshot: a full one writes all of a machine's memory, and several may be at it.
+#: Seconds for a snapshot: a full one writes all of a machine's memory, and several may be made at
+#: the same time.
 _BRANCH_LIMIT = 300.0
 #: Seconds that deleting may take.
 _DELETE_LIMIT = 30.0
-#: Seconds that the daemon itself waits: for a ping, for an evaluation.
+#: Seconds that the daemon itself waits for a ping, and for an evaluation.
 _PING_LIMIT = 2.0 + 3.0
 _EVAL_LIMIT = 30.0
-#: Seconds of grace on top of a time-out that the daemon keeps.
+#: Seconds to wait in addition to the daemon's own timeout.
 _GRACE = 5.0
 _SHOWN_TAGS = 20
 
@@ -71,9 +72,9 @@ class Client:
     Every method raises a :class:`~pytest_forkd.forkd.errors.ForkdError` whose text is for the user.
 
     :param url: the daemon's address.
-    :param token: what it wants to be shown, if anything.
+    :param token: its token, if it needs one.
     :param ca: a file with the certificates to trust, instead of the system's.
-    :raises ForkdError: if one of them makes no sense.
+    :raises ForkdError: if one of them is invalid.
     """
 
     def __init__(self, url: str, token: str | None = None, ca: str | None = None) -> None:
@@ -101,7 +102,7 @@ class Client:
 
         :raises Unreachable: within 5 seconds, if none does.
         """
-        # In a thread, since looking up a name and trying several addresses have no common limit.
+        # In a thread, since no single limit covers the name lookup and all addresses.
         outcome: list[ForkdError | None] = []
 
         def ask() -> None:
@@ -112,7 +113,7 @@ class Client:
                 outcome.append(None)
             except ForkdError as exc:
                 outcome.append(exc)
-            except Exception as exc:  # the client may be closed while this goes on
+            except Exception as exc:  # for example, the client may be closed meanwhile
                 outcome.append(RequestFailed(f"{self.url} cannot be asked: {exc!r}"))
 
         thread = threading.Thread(target=ask, name="forkd-health", daemon=True)
@@ -141,7 +142,7 @@ class Client:
         return [Snapshot.read(each) for each in as_list(self._json("GET", "/v1/snapshots"))]
 
     def snapshot_info(self, tag: str) -> SnapshotDetail:
-        """Sizes and relatives of a snapshot.
+        """Sizes, ancestors and dependents of a snapshot.
 
         :raises NoSuchTag: if there is none.
         """
@@ -155,10 +156,10 @@ class Client:
     def delete_snapshot(self, tag: str, *, cascade: bool = False, force: bool = False) -> bool:
         """Delete a snapshot.
 
-        :param cascade: with all snapshots that depend on it.
-        :param force: even if others depend on it, which are of no use then.
-        :returns: whether there was one.
-        :raises RequestFailed: if others depend on it and neither was said; it names them.
+        :param cascade: also delete all snapshots that depend on it.
+        :param force: delete it even if others depend on it, which then become useless.
+        :returns: whether it existed.
+        :raises RequestFailed: if others depend on it and neither is set; the message names them.
         """
         params = {"cascade": cascade, "force": force}
         query = "&".join(f"{name}=true" for name, wanted in params.items() if wanted)
@@ -177,14 +178,14 @@ class Client:
     ) -> list[Sandbox]:
         """Restore machines from a snapshot, in one batch.
 
-        Never repeated: an answer that got lost may stand for machines that exist.
+        Never retried: if the answer is lost, the machines may exist.
 
         :param n: how many, 1 to 1000.
-        :param per_child_netns: each in a network namespace of its own, which the daemon's host has
-            ready.
+        :param per_child_netns: whether each gets a network namespace of its own, which must have
+            been set up on the daemon's host.
         :param memory_limit_mib: MiB that the host grants each.
-        :param live_fork: so that :meth:`branch` can use mode ``live``.
-        :raises NoSuchTag: if there is no such snapshot; names those there are.
+        :param live_fork: whether :meth:`branch` can use mode ``live`` later.
+        :raises NoSuchTag: if there is no such snapshot; the message names the existing ones.
         :raises NotBootable: if it cannot be restored.
         """
         body: dict[str, Any] = {"snapshot_tag": tag, "n": n, "per_child_netns": per_child_netns}
@@ -236,12 +237,12 @@ class Client:
     def delete_sandbox(self, sandbox: str) -> bool:
         """End a sandbox at once.
 
-        :returns: whether there was one.
+        :returns: whether it existed.
         """
         return self._delete(f"/v1/sandboxes/{quote(sandbox, '')}")
 
     def ping(self, sandbox: str) -> dict[str, Any]:
-        """What the agent in a sandbox says of itself (``pid``, ``warmup_ready``, ...).
+        """The status of the agent in a sandbox (``pid``, ``warmup_ready``, ...).
 
         :raises ForkdError: if it does not answer (yet).
         """
@@ -252,8 +253,8 @@ class Client:
     def exec(self, sandbox: str, args: list[str], timeout_secs: int = 30) -> ExecResult:
         """Run a program in a sandbox to its end.
 
-        :param timeout_secs: seconds after which it is ended.
-        :returns: its output, in which the guest has replaced what is no UTF-8.
+        :param timeout_secs: seconds after which it is killed.
+        :returns: its output; the guest replaces bytes that are not UTF-8.
         """
         body = {"args": args, "timeout_secs": timeout_secs}
         path, limit = self._path(sandbox, "exec"), timeout_secs + _GRACE
@@ -272,10 +273,10 @@ class Client:
     def branch(self, sandbox: str, tag: str, mode: str, *, wait: bool = True) -> Snapshot:
         """Make a snapshot of a running sandbox.
 
-        :param tag: its name.
+        :param tag: the tag of the snapshot.
         :param mode: ``live`` (for a sandbox spawned with ``live_fork``), ``diff`` or ``full``.
-        :param wait: until it can be used; without, only in mode ``live``.
-        :raises RequestFailed: with status 409 if there is such a tag, 400 if the mode cannot be.
+        :param wait: whether to wait until it can be used; false only in mode ``live``.
+        :raises RequestFailed: with status 409 if the tag exists, 400 if the mode is not possible.
         """
         body: dict[str, Any] = {"tag": tag, "mode": mode}
         if mode == "live":
@@ -310,7 +311,7 @@ class Client:
         """The answer to a request.
 
         :param limit: seconds to wait for it.
-        :param sandbox: the one that it is about.
+        :param sandbox: the sandbox that the request is about, if any.
         """
         if not self._reached and path != "/healthz":
             self.health()

@@ -1,6 +1,6 @@
 """The commands of ``pytest-forkd`` that are about forkd daemons.
 
-Parsing a command line needs no httpx; what a command does is imported when it is run.
+What a command does is imported when it runs, since parsing a command line must not need httpx.
 """
 
 from __future__ import annotations

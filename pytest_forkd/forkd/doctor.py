@@ -1,4 +1,4 @@
-"""What ``pytest-forkd doctor`` looks at for the forkd backend."""
+"""The checks of ``pytest-forkd doctor`` for the forkd backend."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 __all__ = ["examine"]
 
-#: The release whose API is known; older ones do not say whether a snapshot can be restored.
+#: The oldest release with the expected API; before, it does not tell if a snapshot is bootable.
 _KNOWN_VERSION = (0, 5, 3)
-#: A snapshot is old after so many seconds: its packages miss a month's fixes.
+#: Seconds after which a snapshot is old: its packages miss a month's fixes.
 _OLD = 30 * 86400.0
 #: Where ip-netns(8) has network namespaces.
 _NAMESPACES = "/var/run/netns"
-#: Names that are listed.
+#: How many names are listed.
 _SHOWN = 8
 
 
 def examine(question: Question) -> Iterator[Check]:
-    """Look at everything that runs with ``--forkd-backend=forkd`` need."""
+    """Check everything that runs with ``--forkd-backend=forkd`` need."""
     try:
         import httpx
     except ModuleNotFoundError:
@@ -181,7 +181,7 @@ def _daemon(question: Question, url: str, token: str | None, tag: str | None) ->
 
 
 def _unrecorded(client: Client, tag: str) -> Iterator[Check]:
-    """Sandboxes that no run of this machine knows: lost ones, or those of other machines."""
+    """Report sandboxes that no run of this machine has recorded: lost, or of other machines."""
     from pytest_forkd.forkd.records import Records
 
     try:
@@ -206,7 +206,7 @@ def _unrecorded(client: Client, tag: str) -> Iterator[Check]:
 
 
 def _namespaces(folder: str) -> Iterator[Check]:
-    """How many network namespaces there are, where that can be seen."""
+    """Report how many network namespaces there are, if that is visible from here."""
     with contextlib.suppress(OSError):
         count = sum(name.startswith("forkd-child-") for name in os.listdir(folder))
         if count:

@@ -1,6 +1,6 @@
 """What can go wrong with a forkd daemon, in words for the user.
 
-This module does without httpx, so that an error can be caught where httpx is not installed.
+This module does not import httpx, so that errors can be caught where it is not installed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class ForkdError(Exception):
 
 
 class Unreachable(ForkdError):
-    """Nobody answers at the daemon's URL, or not in time."""
+    """The daemon's URL cannot be reached, or does not answer in time."""
 
 
 class Unauthorized(ForkdError):
-    """The daemon wants a token, or another one."""
+    """The daemon requires a token, or another one than was sent."""
 
 
 class NoSuchTag(ForkdError):
@@ -41,7 +41,7 @@ class NoSuchTag(ForkdError):
 
 
 class NoSuchSandbox(ForkdError):
-    """The daemon does not know the sandbox, or not any longer."""
+    """The daemon does not know the sandbox, or does not have it any more."""
 
 
 class NotBootable(ForkdError):
@@ -53,11 +53,11 @@ class TooLarge(ForkdError):
 
 
 class Busy(ForkdError):
-    """The daemon has as much to do as it accepts."""
+    """The daemon is too busy to accept the request."""
 
 
 class RequestFailed(ForkdError):
-    """Any other answer than the one that was hoped for.
+    """The request failed for another reason.
 
     :ivar status: the HTTP status; ``None`` if there was no usable answer.
     """

@@ -1,4 +1,4 @@
-"""What ``pytest-forkd doctor`` finds out about a forkd daemon's snapshot, in a guest of it."""
+"""The checks of ``pytest-forkd doctor`` inside a guest of a forkd daemon's snapshot."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["Question", "look_into_guest"]
 _RESEEDS = (5, 18)
 #: Seconds for the agent of a guest that was just restored.
 _PING_LIMIT = 20.0
-#: What is asked in a guest, by an expression in its agent.
+#: An expression that is evaluated by a guest's agent.
 _ABOUT = (
     "(__import__('platform').release(), __import__('platform').python_version(),"
     " __import__('importlib.util').util.find_spec('pytest_forkd') is not None"
@@ -37,15 +37,15 @@ _ABOUT = (
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be examined.
+    """What to examine.
 
     :ivar urls: daemons, as given on the command line.
-    :ivar token_file: where the token is, if that was given.
-    :ivar ca: certificates to trust, if that was given.
-    :ivar tag: a snapshot; that of the project if not given.
+    :ivar token_file: the file with the token, if given.
+    :ivar ca: a file with the certificates to trust, if given.
+    :ivar tag: the snapshot's tag; the project's snapshot if not given.
     :ivar project: a directory of the project.
     :ivar netns: whether guests get network namespaces of their own.
-    :ivar boot: whether to restore a guest and look into it.
+    :ivar boot: whether to restore a guest and examine it.
     """
 
     urls: list[str] | None = None
@@ -58,9 +58,9 @@ class Question:
 
 
 def look_into_guest(question: Question, client: Client, tag: str) -> Iterator[Check]:
-    """Restore a guest, look into it, delete it.
+    """Restore a guest, examine it, and delete it.
 
-    :param client: to a daemon that has the snapshot.
+    :param client: a client for a daemon that has the snapshot.
     """
     from pytest_forkd.forkd.client import Client
     from pytest_forkd.forkd.ledger import Ledger
@@ -163,7 +163,7 @@ def _look_into(client: Client, sandbox: str, started: float) -> Iterator[Check]:
 
 
 def _shown(value: object) -> str:
-    """A guest's text: it is not trusted."""
+    """A guest's text, escaped for the terminal, since it is not trusted."""
     from pytest_forkd.forkd.errors import shorten
 
     return shorten(str(value))[:80]

@@ -1,4 +1,4 @@
-"""What one run makes at its daemons: written down before it is used, deleted at the end."""
+"""Records what a run makes at its daemons before it is used, and deletes it at the end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Ledger"]
 class Ledger:
     """The sandboxes and branches of a run; may be used from several threads.
 
-    It has a reaper, which deletes them should this process be killed. Making a ledger starts it, so
-    make one before the first sandbox.
+    It starts a reaper process, which deletes them if this process is killed. So make the ledger
+    before the first sandbox.
 
-    :param token_file: where the token is, if it is in a file; else it is in the environment.
+    :param token_file: the file with the token; ``None`` if the token is in the environment.
     :param ca: the file with the certificates to trust.
-    :raises ForkdError: if nothing can be written down, or the reaper does not start.
+    :raises ForkdError: if nothing can be recorded, or the reaper does not start.
     """
 
     def __init__(self, token_file: str | None = None, ca: str | None = None) -> None:
@@ -36,14 +36,14 @@ class Ledger:
             ) from exc
 
     def add_sandboxes(self, url: str, sandboxes: Iterable[str]) -> None:
-        """Write down sandboxes that were just made, before they are used.
+        """Record sandboxes that were just made, before they are used.
 
-        :raises ForkdError: if that fails: delete them then.
+        :raises ForkdError: if that fails; the caller must then delete them.
         """
         self._records.add(self._run, sandboxes=[(url, each) for each in sandboxes])
 
     def add_branch(self, url: str) -> str:
-        """A new tag for a branch at a daemon; written down, to be asked for now.
+        """Make and record a new tag for a branch, before the daemon is asked for the branch.
 
         :raises ForkdError: if that fails.
         """
@@ -52,14 +52,14 @@ class Ledger:
         return tag
 
     def forget_sandbox(self, url: str, sandbox: str) -> None:
-        """Strike out a sandbox that was deleted."""
+        """Remove the record of a sandbox that was deleted."""
         self._records.remove(self._run, sandboxes=[(url, sandbox)])
 
     def close(self, connect: Callable[[str], Client]) -> Outcome:
-        """Delete all that is left, and let the reaper go; safe to call twice.
+        """Delete all that is left, and release the reaper; safe to call twice.
 
-        What is at a daemon that cannot be reached, the reaper tries to delete for a while; what it
-        cannot, either, stays on record for ``pytest-forkd prune``.
+        If a daemon cannot be reached, the reaper keeps trying for a while. What it cannot delete,
+        either, stays on record for ``pytest-forkd prune``.
 
         :param connect: makes a client for a URL.
         """

@@ -1,4 +1,4 @@
-"""The options of the forkd backend, and what they come to."""
+"""The options of the forkd backend, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
-    """What the forkd backend is to use.
+    """The settings of the forkd backend.
 
     :param namespace: the options as parsed so far.
     :raises pytest.UsageError: on a value that makes no sense.
@@ -159,7 +159,7 @@ def read_forkd_settings(config: pytest.Config, namespace: Any) -> ForkdSettings:
 
 
 def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
-    """What of the working tree machines are sent.
+    """The settings for sending the working tree to machines.
 
     :param namespace: the options as parsed so far.
     :raises pytest.UsageError: on a value that makes no sense.
@@ -176,7 +176,7 @@ def read_sync_settings(config: pytest.Config, namespace: Any) -> SyncSettings:
 
 
 def _cache_folder(config: pytest.Config) -> list[str]:
-    """What ``--lf``, ``--nf`` and ``--sw`` have to find in a machine, too."""
+    """Patterns for pytest's cache, which ``--lf``, ``--nf`` and ``--sw`` need in machines, too."""
     try:
         folder = os.path.normpath(str(config.getini("cache_dir")))
     except (KeyError, ValueError):

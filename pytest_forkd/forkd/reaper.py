@@ -1,11 +1,11 @@
-"""A small process that outlives a controller that is killed, and deletes what it has made.
+"""A small process that deletes what a controller has made if the controller is killed.
 
-It is started by path, by an interpreter that loads neither site-packages nor this package, so that
-it costs next to nothing, and waits for the controller's end. If the controller has left its record,
-it becomes an ordinary Python that deletes what is on it. What is at a daemon that cannot be reached
-is left for ``pytest-forkd prune``.
+It is started by path, in an interpreter without site-packages and this package, so that it costs
+next to nothing, and waits for the controller's end. If the controller has left its record, the
+process runs itself again with exec, as an ordinary Python, to delete what is on the record. What is
+at a daemon that cannot be reached is left for ``pytest-forkd prune``.
 
-Only the standard library until then.
+Until then it must import only the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 
 __all__ = ["Reaper"]
 
-#: Seconds after which another attempt is made to reach a daemon.
+#: Seconds before each further attempt to reach a daemon.
 _PAUSES = (1.0, 3.0, 10.0, 30.0)
 
 
@@ -27,7 +27,7 @@ class Reaper:
     """The controller's handle on its reaper.
 
     :param record: the run's record, which may not exist yet.
-    :param token_file: where the token is, if it is in a file; else it is in the environment.
+    :param token_file: the file with the token; ``None`` if the token is in the environment.
     :param ca: the file with the certificates to trust.
     :raises OSError: if the process cannot be started.
     """
@@ -35,12 +35,12 @@ class Reaper:
     def __init__(self, record: str, token_file: str | None = None, ca: str | None = None) -> None:
         import subprocess
 
-        read, self._write = os.pipe()  # not inherited: the reading end sees this process's end
+        read, self._write = os.pipe()  # the write end closes when this process ends
         command = [sys.executable, "-I", "-S", os.path.abspath(__file__), "wait"]
         command += [str(read), str(os.getpid()), record]
         command += [os.path.abspath(token_file) if token_file else ""]
         command += [os.path.abspath(ca) if ca else ""]
-        # GitHub's runner ends what a job leaves, which it tells by this variable: not this process.
+        # GitHub's runner kills leftover processes of a job, which have this variable. Not this one.
         environ = {k: v for k, v in os.environ.items() if k != "RUNNER_TRACKING_ID"}
         try:
             self._process = subprocess.Popen(
@@ -65,9 +65,9 @@ class Reaper:
         return self._process.pid
 
     def close(self, timeout: float = 5.0) -> None:
-        """Let the reaper go: what is still on the record it deletes now. Safe to call twice.
+        """Release the reaper, which now deletes what is still on the record. Safe to call twice.
 
-        :param timeout: seconds to wait for its end; it goes on after that if it has to.
+        :param timeout: seconds to wait for its end; it may go on after that.
         """
         import subprocess
 
@@ -76,7 +76,7 @@ class Reaper:
             self._write = -1
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
-            # If it goes on, nobody waits for it, on purpose.
+            # If it goes on, prevent subprocess's warning that it is still running.
             self._process.returncode = self._process.returncode or 0
 
 
@@ -85,10 +85,10 @@ def _wait(fd: int, pid: int) -> None:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(OSError):  # it has gone: the pipe tells, too
+        with contextlib.suppress(OSError):  # if it has gone, the pipe shows that, too
             poller.register(os.pidfd_open(pid), select.POLLIN)
-    # Without a limit: it is the controller's business how long it lives. A child that it has forked
-    # may hold the pipe open, which is why the process itself is watched, too.
+    # No limit, since the controller may run for any time. The process is watched in addition to the
+    # pipe, since a child of the controller may hold the pipe open.
     poller.poll()
 
 
@@ -116,7 +116,7 @@ def _delete(record: str, token_file: str | None, ca: str | None) -> int:
 def main(argv: list[str]) -> int:
     """Wait (``wait``), or delete (``delete``), as the first argument says."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # they are meant for the controller
+        signal.signal(signum, signal.SIG_IGN)  # these are for the controller
     what, fd, pid, record, token_file, ca = argv
     if what == "delete":
         return _delete(record, token_file or None, ca or None)
@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     _package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if sys.path and os.path.abspath(sys.path[0]) == os.path.join(_package, "forkd"):
-        del sys.path[0]  # modules of this directory are not to shadow others
+        del sys.path[0]  # modules in this directory must not shadow others
     if os.path.dirname(_package) not in sys.path:
         sys.path.append(os.path.dirname(_package))
     sys.exit(main(sys.argv[1:]))

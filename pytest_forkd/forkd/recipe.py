@@ -1,8 +1,7 @@
 """How a snapshot's image is made: what goes into it, its fingerprint, and the container recipe.
 
-What is wanted comes from the command line, else from ``[tool.pytest-forkd.snapshot]`` in the
-project's ``pyproject.toml``, so that a run, from the checkout alone, can tell the tag of the
-snapshot that fits it.
+Settings come from the command line, else from ``[tool.pytest-forkd.snapshot]`` in the project's
+``pyproject.toml``. So a run can work out the tag of the matching snapshot from the checkout alone.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ __all__ = [
     "install_script",
 ]
 
-#: Where an image has what this package puts there.
+#: The directory for this package's own files in an image.
 GUEST_FILES = "/etc/pytest-forkd"
 #: The label of images that this package makes.
 LABEL = "pytest-forkd.fingerprint"
-#: To be raised when images are made in another way.
+#: Increase this when images are made in another way.
 _FORMAT = 2
 _FOLDERS = ("/usr/local/bin", "/usr/bin")
 #: Where forkd's init looks for the Python that runs its agent, in this order.
@@ -52,7 +51,7 @@ _PYTHONS = (
     "/usr/local/bin/python",
     "/usr/bin/python",
 )
-#: What guests have to have in the controller's version: they speak with each other.
+#: Distributions that guests need in the controller's version, since the two exchange messages.
 _PINNED = ("pytest", "pytest-xdist", "execnet")
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -72,9 +71,9 @@ class Wishes:
     :ivar extras: extras of the project to install.
     :ivar groups: dependency groups of the project to install.
     :ivar preload: modules for the parent to import.
-    :ivar tests: paths whose test files are looked at for more modules to import.
-    :ivar writable: directories that tests write to, outside the project, the home directory, and
-        those for temporary files.
+    :ivar tests: paths whose test files are searched for more modules to import.
+    :ivar writable: further directories that tests write to, besides the project, the home directory
+        and those for temporary files.
     """
 
     image: str = ""
@@ -88,11 +87,11 @@ class Wishes:
 
     @classmethod
     def read(cls, root: str, given: Mapping[str, object]) -> Wishes:
-        """What is given, else what the project's ``pyproject.toml`` says, else what is usual.
+        """The given wishes, else those in the project's ``pyproject.toml``, else the defaults.
 
         :param root: the project's directory.
-        :param given: by the names of the fields; empty values count as not given.
-        :raises ForkdError: if one makes no sense.
+        :param given: values by field name; empty values count as not given.
+        :raises ForkdError: if a value makes no sense.
         """
         table = _read_table(root)
         known = {each.name for each in fields(cls)}
@@ -132,11 +131,11 @@ class Wishes:
 class Recipe:
     """An image to be made.
 
-    :ivar root: the project's directory, which the guests have at the same path.
+    :ivar root: the project's directory; it has the same path in guests.
     :ivar wishes: what goes into the image.
     :ivar installs: whether the project itself can be installed.
-    :ivar pins: requirements that hold for the guests as for the controller.
-    :ivar files: what else it depends on: paths and hashes.
+    :ivar pins: requirements that pin the controller's versions in guests.
+    :ivar files: files that it depends on: paths and hashes.
     """
 
     root: str
@@ -167,9 +166,9 @@ class Recipe:
 
     @property
     def fingerprint(self) -> str:
-        """What a snapshot made by it depends on, as 20 hexadecimal digits.
+        """A hash of what a snapshot made by it depends on, as 20 hexadecimal digits.
 
-        Not the project's other files: the difference is sent before a run.
+        The project's other files do not count: their difference is sent before each run.
         """
         state = {
             "format": _FORMAT,
@@ -224,7 +223,7 @@ def dockerfile(recipe: Recipe, base: str) -> str:
 
 
 def install_script(recipe: Recipe, wheel: str) -> str:
-    """What runs in the image while it is built: installs everything, writes forkd's recipe file.
+    """A script that runs while the image is built: installs everything, writes forkd's recipe file.
 
     :param wheel: the file name of this package.
     """
@@ -235,7 +234,7 @@ def install_script(recipe: Recipe, wheel: str) -> str:
         extras = f"[{','.join(wishes.extras)}]" if wishes.extras else ""
         commands.append(["-e", f"{recipe.root}{extras}"])
     commands += [["--group", f"{recipe.root}/pyproject.toml:{name}"] for name in wishes.groups]
-    # Last, since what the controller speaks with decides.
+    # Last, so that the controller's versions win.
     commands.append([f"{GUEST_FILES}/{wheel}", *recipe.pins])
     installs = "\n".join(f"pip install {shlex.join(command)}" for command in commands)
     modules = " ".join(["pytest", "xdist", "execnet", "pytest_forkd", *wishes.preload])
@@ -280,7 +279,7 @@ def _warmup(recipe: Recipe) -> str:
     command += ["--plan", f"{GUEST_FILES}/plan.json"]
     for directory in (recipe.root, *recipe.wishes.writable):
         command += ["--in-memory", directory]
-    # The agent takes off a pair of quotes around the whole, and splits the rest as a shell does.
+    # The agent strips one pair of quotes around the whole, and splits the rest like a shell.
     return f'FORKD_WARMUP_CMD="{shlex.join(command)}"'
 
 
@@ -336,7 +335,7 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
 
 
 def _hash_with_includes(path: str, files: dict[str, str], depth: int) -> None:
-    """Note the hash of a file, and of the requirement files that it includes."""
+    """Add the hashes of a file, and of the requirement files that it includes, to ``files``."""
     if path in files or depth == 0:
         return
     try:

@@ -1,8 +1,8 @@
-"""What runs have made at forkd daemons, on disk: to be deleted, whatever becomes of the run.
+"""Records on disk of what runs have made at forkd daemons, so that it is deleted in any case.
 
-A daemon keeps a sandbox until somebody deletes it, so each run writes down what it makes: a branch
-before it asks for it, a sandbox before it uses it. The file goes when everything is deleted. One
-that is left names what a run has left behind, and only that: nothing else is ever deleted.
+A daemon keeps a sandbox until it is deleted, so each run records what it makes: a branch before it
+asks for it, a sandbox before it uses it. The file is removed when everything is deleted. A file
+that remains lists what a run has left behind. Nothing that is not on record is ever deleted.
 
 The directory is ``XDG_STATE_HOME/pytest-forkd/forkd`` (``~/.local/state`` by default). The files
 hold paths of token files, never a token.
@@ -40,12 +40,12 @@ _RUN_TAG = re.compile(r"pytest-forkd-run-[0-9a-f]{20}")
 class Run:
     """What one run has made.
 
-    :ivar host: of which machine.
-    :ivar process: of which process there, see :func:`process_identity`.
-    :ivar pid: the number of that process, for people.
-    :ivar started: when, in seconds since 1970.
-    :ivar cwd: where pytest was started, for people.
-    :ivar token_file: where the token is, if it is in a file.
+    :ivar host: the machine that it runs on.
+    :ivar process: its process there, see :func:`process_identity`.
+    :ivar pid: the pid of that process, to show to the user.
+    :ivar started: when it started, in seconds since 1970.
+    :ivar cwd: the directory that pytest was started in, to show to the user.
+    :ivar token_file: the file with the token, if it is in a file.
     :ivar ca: the file with the certificates to trust, if there is one.
     :ivar sandboxes: URLs of daemons and ids of sandboxes.
     :ivar branches: URLs of daemons and tags of branches.
@@ -64,15 +64,15 @@ class Run:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is left of it."""
+        """Whether nothing is left to delete."""
         return not self.sandboxes and not self.branches
 
     def is_local(self) -> bool:
-        """Whether it is or was a run of this machine."""
+        """Whether it runs, or ran, on this machine."""
         return self.host == _host()
 
     def is_running(self) -> bool:
-        """Whether the process that made it is alive, as far as that can be seen from here."""
+        """Whether its process is alive, as far as that can be found out from here."""
         return self.is_local() and process_identity(self.pid) == self.process
 
     def to_json(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class Run:
 
     @classmethod
     def from_json(cls, stored: object, path: Path) -> Run:
-        """What :meth:`to_json` made.
+        """The inverse of :meth:`to_json`.
 
-        :raises ValueError: if it is anything else.
+        :raises ValueError: if ``stored`` is anything else.
         """
         if not isinstance(stored, dict):
             raise ValueError("no JSON object")
@@ -114,7 +114,7 @@ class Run:
 class Records:
     """The records of this user; may be used from several threads and processes.
 
-    :param directory: where; the user's by default.
+    :param directory: their directory; the one in the user's state directory by default.
     :raises ForkdError: if it cannot be used.
     """
 
@@ -130,9 +130,9 @@ class Records:
         self._lock = FileLock(self.directory / "lock", timeout=_LOCK_TIMEOUT)
 
     def begin(self, token_file: str | None = None, ca: str | None = None) -> Run:
-        """A new record for this process; written with its first entry.
+        """Begin a record for this process; it is written with its first entry.
 
-        :param token_file: where the token is, if it is in a file.
+        :param token_file: the file with the token, if it is in a file.
         :param ca: the file with the certificates to trust.
         """
         return Run(
@@ -153,9 +153,9 @@ class Records:
         sandboxes: list[tuple[str, str]] | None = None,
         branches: list[tuple[str, str]] | None = None,
     ) -> None:
-        """Write down what the run has made, or is about to make.
+        """Record what the run has made, or is about to make.
 
-        :raises ForkdError: if it cannot be written: it must not be used then.
+        :raises ForkdError: if that fails; what was made must not be used then.
         """
         with self._locked():
             run.sandboxes += [each for each in sandboxes or () if each not in run.sandboxes]
@@ -169,7 +169,7 @@ class Records:
         sandboxes: list[tuple[str, str]] | None = None,
         branches: list[tuple[str, str]] | None = None,
     ) -> None:
-        """Strike out what is deleted; the file goes with the last entry.
+        """Remove what has been deleted from the record; the last entry removes the file.
 
         :raises ForkdError: if it cannot be written.
         """
@@ -179,7 +179,7 @@ class Records:
             self._write(run)
 
     def read(self, path: Path) -> Run | None:
-        """The record in a file; ``None`` if there is none (any longer).
+        """The record in a file; ``None`` if there is none (any more).
 
         :raises ForkdError: if it is damaged.
         """
@@ -224,7 +224,7 @@ class Records:
             fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 os.write(fd, data)
-                os.fsync(fd)  # it is to outlive the machine's end
+                os.fsync(fd)  # it must survive a crash of the machine
             finally:
                 os.close(fd)
             partial.replace(run.path)
@@ -245,7 +245,7 @@ class Records:
 
 
 def make_run_tag() -> str:
-    """A tag for a branch that no other run has, and that is told from others' by its form."""
+    """A unique tag for a run's branch; :func:`is_run_tag` recognises its form."""
     return f"pytest-forkd-run-{uuid.uuid4().hex[:20]}"
 
 
@@ -255,7 +255,7 @@ def is_run_tag(tag: str) -> bool:
 
 
 def process_identity(pid: int) -> str | None:
-    """What tells a process from another one that has or had its number; ``None`` if it has gone.
+    """A text that tells a process from others with the same pid; ``None`` if it has gone.
 
     Sources: proc_pid_stat(5), field 22; random(4) for the boot id.
     """
@@ -276,14 +276,14 @@ def process_identity(pid: int) -> str | None:
 
 
 def state_directory() -> Path:
-    """Where this user's lists about daemons are."""
+    """The directory of this user's lists about daemons."""
     from platformdirs import user_state_path  # only runs on daemons need it
 
     return user_state_path("pytest-forkd", appauthor=False) / "forkd"
 
 
 def _host() -> str:
-    """This machine, told from others that may share its files."""
+    """An id of this machine; others may share its files."""
     with contextlib.suppress(OSError), open("/etc/machine-id", encoding="ascii") as file:
         return f"{socket.gethostname()} {file.read().strip()}"
     return socket.gethostname()

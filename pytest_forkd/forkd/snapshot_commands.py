@@ -223,7 +223,7 @@ def _prune(options: argparse.Namespace) -> int:
 
 
 def _forget(built: BuiltSnapshots, tag: str) -> None:
-    """Strike a snapshot out, and remove the file system that forkd keeps for its image."""
+    """Remove a snapshot from the list, and the file system that forkd caches for its image."""
     made = built.find(tag)
     built.remove(tag)
     if made is None or not made.image:

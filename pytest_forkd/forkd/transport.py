@@ -1,4 +1,4 @@
-"""Requests to a daemon: limits, repetition of what may be repeated, and errors in plain words."""
+"""Requests to a daemon: limits, retries of idempotent requests, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ __all__ = ["Transport"]
 
 #: Bytes of an answer that are read.
 _MAX_ANSWER = 64 * 1024 * 1024
-#: Bytes of a body to which a limit may apply: a daemon's is 2 MB, a proxy's may be less.
+#: Bytes of a body that may exceed a limit: a daemon's is 2 MB, a proxy's may be lower.
 _LARGE = 500_000
 #: Seconds for a connection to one address of a daemon.
 _CONNECT_LIMIT = 2.0
-#: After how many seconds what is safe to repeat is tried again.
+#: Seconds before each retry of an idempotent request.
 _PAUSES = (0.1, 0.4)
 
 
-# A stream is thousands of requests: with pytest's log_cli or log_file, each would be a line.
+# A stream makes thousands of requests, and with pytest's log_cli or log_file each would be logged.
 for _name in ("httpx", "httpcore"):
     if logging.getLogger(_name).level == logging.NOTSET:
         logging.getLogger(_name).setLevel(logging.WARNING)
@@ -52,9 +52,9 @@ class Transport:
     """Connections to one daemon; may be used from several threads.
 
     :param url: the daemon's address.
-    :param token: what it wants to be shown, if anything.
+    :param token: its token, if it needs one.
     :param ca: a file with the certificates to trust, instead of the system's.
-    :raises ForkdError: if one of them makes no sense.
+    :raises ForkdError: if one of them is invalid.
     """
 
     def __init__(self, url: str, token: str | None, ca: str | None) -> None:
@@ -83,8 +83,8 @@ class Transport:
 
         :param content: a JSON text, if there is anything to send.
         :param limit: seconds to wait for the answer.
-        :param repeat: whether the request may be sent again if its answer gets lost.
-        :raises ForkdError: if there is none, or none of success.
+        :param repeat: whether the request may be sent again if its answer is lost.
+        :raises ForkdError: if there is no answer, or if it reports an error.
         """
         pauses = iter(_PAUSES if repeat else ())
         while True:
@@ -99,7 +99,8 @@ class Transport:
                 ) from None
             except (httpx.TransportError, httpx.StreamError) as exc:
                 if content is not None and len(content) > _LARGE:
-                    # Who refuses a request's size may close the connection before it is read.
+                    # A server that refuses a large request may close the connection before it has
+                    # read all of it.
                     raise self._too_large(len(content), _reason(exc)) from None
                 pause = next(pauses, None)
                 if pause is None:
@@ -158,14 +159,14 @@ class Transport:
         )
 
     def _said(self, data: bytes) -> str:
-        """The daemon's reason, fit to be shown."""
+        """The daemon's reason, as one line for the user."""
         text = ""
         try:
             answer = json.loads(data)
             if isinstance(answer, dict) and isinstance(answer.get("error"), str):
                 text = answer["error"]
         except (ValueError, RecursionError):
-            # axum's own refusals are plain text; a proxy's tend to be a page.
+            # axum's own errors are plain text; a proxy's are mostly HTML.
             if not data.lstrip().startswith(b"<"):
                 text = data.decode("utf-8", "replace")
         return shorten(self._token.hide(text) if self._token else text)

@@ -1,4 +1,4 @@
-"""This package as a wheel, made from what is installed: a guest gets the code that runs here.
+"""Makes a wheel of this package from its installed files, so that guests get the same code.
 
 Source: the binary distribution format of packaging.python.org.
 """
@@ -16,7 +16,7 @@ import pytest_forkd
 
 __all__ = ["make_wheel", "wheel_name"]
 
-#: The same for each wheel, so that equal content makes equal files.
+#: A fixed date, so that equal content makes equal wheels.
 _DATE = (2020, 1, 1, 0, 0, 0)
 
 

@@ -1,7 +1,7 @@
-"""Which QEMU there is, and whether KVM works here: it is tried, never assumed.
+"""Finds QEMU, and tests whether KVM works here.
 
-``/dev/kvm`` may be there, and may be opened, on hosts that are virtual machines themselves, and a
-guest's kernel then hangs or is refused something while it boots.
+On hosts that are virtual machines themselves, ``/dev/kvm`` may exist and may be opened, and a
+guest's kernel may still hang or fail while it boots.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ PROGRAM = "qemu-system-x86_64"
 _KVM = "/dev/kvm"
 #: The QEMU of Debian 12.
 _OLDEST = (7, 2)
-#: Seconds for a kernel to get to its first program with KVM; it takes less than one.
+#: Seconds for a kernel to reach its first program with KVM; normally it takes less than one.
 _PROBE_TIMEOUT = 6.0
 _PROBE_MEMORY = 128
-#: The version command is quick, but a program may be on a slow disk.
+#: Seconds. The version command is quick, but the program may be on a slow disk.
 _VERSION_TIMEOUT = 20.0
 
 
@@ -63,7 +63,7 @@ def find_qemu() -> str:
 
 
 def qemu_version(program: str) -> str:
-    """What QEMU says it is, build included.
+    """QEMU's version, including its build.
 
     :raises BackendError: if it does not run.
     """
@@ -95,12 +95,12 @@ def is_new_enough(version: str) -> bool:
 def find_accelerator(
     store: Store, qemu: str, kernel: Kernel, initrd: Path, *, anew: bool = False
 ) -> Accelerator:
-    """KVM where it works, else emulation.
+    """KVM if it works, else emulation.
 
-    What was found is kept until the machine is booted anew, or QEMU or the kernel changes.
+    The result is remembered until the machine is rebooted, or QEMU or the kernel changes.
 
-    :param initrd: of the image, which knows how to end a probe.
-    :param anew: try it, whatever was found before.
+    :param initrd: the image's initramfs, which ends a probe.
+    :param anew: probe again, whatever was found before.
     """
     if not os.path.exists(_KVM):
         return Accelerator(
@@ -130,7 +130,7 @@ def find_accelerator(
         beside.write_text(json.dumps({"key": key, "problem": problem}), "utf-8")
         beside.rename(path)
     except OSError:
-        pass  # it is tried again the next time
+        pass  # the next run will probe again
     return _accelerator(problem)
 
 
@@ -172,7 +172,7 @@ def _probe(qemu: str, kernel: Kernel, initrd: Path) -> str:
 
 
 def _key(qemu: str, kernel: Kernel) -> str:
-    """What a probe's answer depends on."""
+    """What the result of a probe depends on."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
     except OSError:

@@ -31,17 +31,17 @@ from pytest_forkd.qemu.warmup import DEFAULT_MEMORY, Base, check_memory, find_ba
 
 __all__ = ["QemuBackend", "QemuSettings"]
 
-#: Seconds for QEMU to end, once its guest's stream has.
+#: Seconds for QEMU to end once its guest's stream has ended.
 _END_LIMIT = 3.0
-#: Seconds that the header waits for what there is; nothing can begin before that is known.
+#: Seconds that the report header waits for image and snapshot; the run needs these to begin anyway.
 _HEADER_LIMIT = 0.5
 _CHUNK = 256 * 1024
 #: Seconds for a guest to read what is sent to it.
 _SEND_LIMIT = 60.0
 _CONSOLE_LINES = 12
-#: What is built in a working tree, ignored by git and needed to import it.
+#: Files that are built in a working tree, ignored by git, and needed to import the project.
 _BUILT = ("*.egg-info", "*.so", "_version.py", "version.py")
-#: How the kernel says that it has killed a process for want of memory.
+#: The kernel's message when the OOM killer has killed a process.
 _OUT_OF_MEMORY = "Out of memory: Killed process"
 
 
@@ -49,10 +49,10 @@ _OUT_OF_MEMORY = "Out of memory: Killed process"
 class QemuSettings:
     """What the guests are like.
 
-    :ivar memory: of each, in MiB.
-    :ivar cpus: of each.
+    :ivar memory: MiB of memory of each guest.
+    :ivar cpus: how many CPUs each guest has.
     :ivar kernel: the kernel to boot, if one was asked for.
-    :ivar include: paths and commands that the image is to hold, too.
+    :ivar include: paths and commands to add to the image.
     :ivar network: whether guests reach the network, through QEMU's user-mode networking.
     :ivar environ: patterns of the variables that guests get besides the usual ones.
     """
@@ -66,9 +66,9 @@ class QemuSettings:
 
 
 class QemuLink:
-    """The stream to a guest: a connected socket. Empties the console while it waits.
+    """The stream to a guest: a connected socket. While it waits, it also reads the console.
 
-    :param vm: restored, but perhaps not running yet.
+    :param vm: the machine; restored, but perhaps not running yet.
     """
 
     def __init__(self, vm: VirtualMachine) -> None:
@@ -98,7 +98,7 @@ class QemuLink:
     def receive(self, timeout: float | None = None) -> bytes:
         """Wait for at least one byte; raises StreamError.
 
-        :param timeout: seconds after which there may be none.
+        :param timeout: seconds after which it returns nothing; ``None`` means no limit.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._closed:
@@ -123,16 +123,16 @@ class QemuLink:
         raise StreamError("the stream was closed")
 
     def confirm(self) -> None:
-        """Nothing: what has been received is what was sent."""
+        """Do nothing: a guest need not wait for confirmations on a socket."""
 
     def close(self) -> None:
-        """Let both end soon."""
+        """Make both methods end soon."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._sock.shutdown(2)
 
     def _end(self) -> str:
-        """Why the stream has ended, with what the console shows of it."""
+        """Why the stream has ended, with the last lines of the console."""
         with contextlib.suppress(Exception):
             self._vm.process.wait(_END_LIMIT)
         return f"{self._vm.describe_end()}{_last_lines(self._vm)}"
@@ -143,7 +143,7 @@ class QemuHost(Host):
 
     :param base: QEMU and what it runs.
     :param snapshot: the entry of the warm snapshot.
-    :param branchable: whether what is made from the snapshot is to be branched.
+    :param branchable: returns whether machines made from the snapshot will be branched.
     """
 
     name = "this machine"
@@ -218,7 +218,7 @@ class QemuHost(Host):
             vm.save(memory)
         except VmError as exc:
             raise MachineError(str(exc)) from exc
-        vm.kill()  # its memory is that of its clones now
+        vm.kill()  # it must not run on: its clones map its memory now
         return memory
 
     def alive(self) -> bool:
@@ -248,20 +248,20 @@ class QemuBackend(MachinesBackend):
     """The ``qemu`` backend.
 
     :param settings: what the guests are like.
-    :param sync: what of the working tree they get.
+    :param sync: which part of the working tree they get.
     :param plan: what their parent is to import.
     :param store: where images and snapshots are kept.
     """
 
     name = "qemu"
-    #: A branch takes about that long, and all processors are busy when every guest collects.
+    #: A branch takes about this long; and if every guest collects, all processors are busy.
     min_shared_collection_seconds = 0.5
     rebuild = "pytest-forkd image prune --older-than 0s"
 
     def __init__(
         self, settings: QemuSettings, sync: SyncSettings, plan: Plan, store: Store | None = None
     ) -> None:
-        # What is installed is part of the image's fingerprint: a snapshot is never stale.
+        # A snapshot is never stale, since the image's fingerprint covers what is installed.
         include = (*sync.include, *_BUILT)
         super().__init__(Project(replace(sync, allow_stale=True, include=include)))
         self._settings = settings
@@ -279,7 +279,7 @@ class QemuBackend(MachinesBackend):
         self._preparation = self._preparer.submit(self._prepare)
 
     def _note(self, stage: str, part: float) -> None:
-        """What is being built has got so far; ends that if nobody wants it any more."""
+        """Show the progress of a build; raises an exception to end it if the run has ended."""
         if self._stopping.is_set():
             raise BackendError("the run has ended")
         self._progress.set(stage, part)
@@ -298,7 +298,7 @@ class QemuBackend(MachinesBackend):
         self._held.enter_context(base.image.held())
         plan = self._plan
         if plan.scan is not None:
-            # The guest cannot look: the project is not there yet.
+            # Scan here, since the guest does not have the project yet.
             from pytest_forkd.parent.third_party import named_modules
 
             plan = replace(plan, learnt=[*plan.learnt, *named_modules(plan.scan, [], plan.exclude)])
@@ -337,20 +337,20 @@ class QemuBackend(MachinesBackend):
         try:
             base, _snapshot = self._preparation.result(timeout=_HEADER_LIMIT)
         except (FutureTimeout, BackendError, OSError):
-            return ""  # it is being built; or it fails, which is told when hosts are looked for
+            return ""  # still being built, or failed, which _find_hosts() will report
         seconds = self._progress.seconds
         made = "kept snapshot" if seconds is None else f"snapshot built in {seconds:.0f} s"
         return f"{made}, KVM" if base.accelerator.name == "kvm" else f"{made}, emulated"
 
     def _explain_emulation(self, accelerator: Accelerator) -> None:
-        """Say once what emulation costs, and how to do without."""
+        """Explain once how slow emulation is, and how to avoid it."""
         if accelerator.name == "kvm":
             return
         try:
             with open(self._store.directory / "emulation-explained", "x"):
                 pass
         except OSError:
-            return  # it was said, or cannot be noted
+            return  # already explained, or that cannot be recorded
         self._progress.say(
             f"forkd: guests are emulated, since {accelerator.why_not}.\n"
             "forkd: emulated, Python runs about 10 times slower, imports 20 times and numerical "
@@ -368,7 +368,7 @@ class QemuBackend(MachinesBackend):
 
     def _worker_said(self, entry: Any, name: str, value: dict[str, Any]) -> None:
         if name == "exit" and value["status"] & 0x7F == signal.SIGKILL:
-            # Nobody in the guest can tell who did it; the kernel says it to the console.
+            # The guest cannot tell who sent SIGKILL; the OOM killer reports it on the console.
             assert self._host is not None
             vm = self._host.vm(entry.place.name)
             console = "" if vm is None else vm.console()
@@ -387,12 +387,12 @@ class QemuBackend(MachinesBackend):
             return
         self._stopping.set()
         super().close()
-        # It cleans up after itself, and has nothing left to wait for but mke2fs.
+        # A build in progress cleans up after itself; at most, mke2fs has to be waited for.
         self._preparer.shutdown(wait=True, cancel_futures=True)
         self._held.close()
 
 
 def _last_lines(vm: VirtualMachine) -> str:
-    """What a guest's console shows at last, to be added to a text; nothing if it is empty."""
+    """The last lines of a guest's console, to be appended to a message; may be empty."""
     console = vm.console(_CONSOLE_LINES)
     return f"\nThe last lines of its console:\n{console}" if console else ""

@@ -1,4 +1,4 @@
-"""``pytest-forkd image``: what the qemu backend has built, and building it beforehand."""
+"""``pytest-forkd image``: manages what the qemu backend has built, or builds it in advance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_forkd.console.tables import duration, print_table
 
 __all__ = ["add_image_commands"]
 
-#: For what was built for the qemu backend and has not been used since.
+#: By default, prune removes what has not been used for this long.
 _PRUNE_AFTER = "30d"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -21,7 +21,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 def add_image_commands(commands: Any) -> None:
     """Add the command.
 
-    :param commands: what ``ArgumentParser.add_subparsers`` gave.
+    :param commands: what ``add_subparsers()`` has returned.
     """
     image = commands.add_parser(
         "image", help="build, list and remove what the qemu backend boots and restores"

@@ -11,9 +11,9 @@ __all__ = ["archive"]
 
 
 def archive(files: dict[str, tuple[int, bytes]]) -> bytes:
-    """An archive, everything in it owned by root.
+    """An archive; everything in it is owned by root.
 
-    :param files: path to mode (with its type) and content; folders before what is in them.
+    :param files: mode (including file type) and content by path; folders before their contents.
     """
     out = bytearray()
     for number, (path, (mode, content)) in enumerate([*files.items(), ("TRAILER!!!", (0, b""))]):

@@ -1,4 +1,4 @@
-"""What ``pytest-forkd doctor --backend qemu`` looks at."""
+"""The checks of ``pytest-forkd doctor --backend qemu``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pytest_forkd.qemu.warmup import DEFAULT_MEMORY, available_memory
 
 __all__ = ["examine"]
 
-#: MiB that an image and a snapshot of a middling environment take.
+#: MiB that the image and snapshot of an average environment take.
 _DISK = 1500
-#: MiB that a guest takes at least.
+#: MiB that a guest needs at least.
 _GUEST = 128
 
 
 def examine(kernel: str | None = None, workers: int | None = None) -> Iterator[Check]:
-    """Look at everything that runs with ``--forkd-backend=qemu`` need.
+    """Check everything that runs with ``--forkd-backend=qemu`` need.
 
-    :param kernel: a kernel, if one is to be used.
-    :param workers: how many there are to be.
+    :param kernel: the kernel to use, if one was given.
+    :param workers: how many workers a run will have.
     """
     store = Store.find()
     qemu = None
@@ -113,7 +113,7 @@ def _memory(workers: int | None) -> Check:
 
 
 def _kept(store: Store) -> Iterator[Check]:
-    """Disk, images and snapshots."""
+    """Check the disk, and list images and snapshots."""
     folder = store.directory
     while not folder.exists():
         folder = folder.parent

@@ -39,16 +39,16 @@ __all__ = [
 
 ROOT_IMAGE = "root.ext4"
 INITRD = "initrd.cpio"
-#: What a guest says on its console that was only booted to see whether that works.
+#: Console output of a guest that was booted only to probe whether booting works.
 PROBE_MARK = "pytest-forkd: the kernel runs"
-#: What a guest says on its console when its root file system is there.
+#: Console output of a guest once its root file system is mounted.
 BOOTED_MARK = "pytest-forkd: the guest has booted"
-#: Grows when an image that is made differently must not be taken for one of before.
+#: Increase this when images are made differently, so that older ones are not used.
 _FORMAT = 3
 _MKFS_TIMEOUT = 300.0
 #: How many older images of an environment are kept.
 _KEPT_IMAGES = 1
-#: Called with a stage's name and the part of it that is done, from 0 to 1.
+#: Called with a stage's name and the fraction of it that is done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
 _INIT = """#!/bin/busybox sh
@@ -102,7 +102,7 @@ $b poweroff -f
 
 
 def image_fingerprint(kernel: Kernel, include: Iterable[str], project: str | None) -> str:
-    """What an image depends on, as 20 hexadecimal digits."""
+    """A hash of what an image depends on, as 20 hexadecimal digits."""
     state = [
         _FORMAT,
         __version__,
@@ -118,9 +118,9 @@ def image_fingerprint(kernel: Kernel, include: Iterable[str], project: str | Non
 
 
 def _own_sources() -> list[Any]:
-    """This package's files: installed in place, it changes without its version.
+    """Hashes of this package's files: in an editable install they change, but not the version.
 
-    Their content, not their times: a checkout beside an installed copy is no other package.
+    Contents count, not times: a checkout with the same files as an installed copy is the same.
     """
     package = Path(__file__).parent.parent
     return [
@@ -136,10 +136,10 @@ def build_image(
     project: str | None = None,
     progress: Progress = lambda stage, part: None,
 ) -> Entry:
-    """The image for this interpreter and environment: one that is kept, or a new one.
+    """The image for this interpreter and environment: a kept one, or a new one.
 
     :param include: paths and names of commands to add.
-    :param project: the root of what is sent before each run; it is left out.
+    :param project: the root of the tree that is sent before each run; it is left out.
     :raises BackendError: if it cannot be built.
     """
     include = list(include)
@@ -154,7 +154,7 @@ def build_image(
         found.check()
         return found
     entry = store.build("images", name, build)
-    # Images of this environment as it once was; the one before may be in use, or come back.
+    # Remove older images of this environment, but keep the last: it may be in use or needed again.
     others = [e for e in store.entries() if e.kind == "images" and e.name != entry.name]
     for old in [e for e in others if e.meta.get("prefix") == sys.prefix][_KEPT_IMAGES:]:
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ def _build(
     mkfs = mke2fs()
     shell = busybox(store)
     (folder / INITRD).write_bytes(initramfs(kernel, shell))
-    # In the store: a directory for temporary files may be in memory, and this is large.
+    # In the store, since this is large, and the temporary directory may be in memory.
     with tempfile.TemporaryDirectory(prefix="tree-", dir=folder) as tree:
         os.chmod(tree, 0o755)  # noqa: S103 - the root of the guest
         count = plant(Path(tree), what, shell, lambda part: progress("tree", part))
@@ -186,7 +186,7 @@ def _build(
 
 
 def initramfs(kernel: Kernel, shell: Path) -> bytes:
-    """The archive that the kernel starts with.
+    """The initramfs, an archive that the kernel unpacks as its first file system.
 
     :raises BackendError: if the kernel lacks a module.
     """
@@ -215,12 +215,12 @@ def mke2fs() -> str:
 
 
 def _make_ext4(mkfs: str, tree: Path, image: Path, count: int) -> None:
-    """A file system with a tree in it; the file has holes where nothing is."""
+    """Make a file system that contains a tree; the file is sparse."""
     size = 0
     for base, folders, names in os.walk(tree):
         size += 4096 * len(folders)
         for name in names:
-            # Whole blocks.
+            # Round up to whole blocks.
             size += (os.lstat(os.path.join(base, name)).st_size + 4095) // 4096 * 4096
     inodes = count + count // 10 + 200
     blocks = (size + size // 20 + inodes * 512 + (8 << 20)) // 4096

@@ -22,7 +22,7 @@ from pytest_forkd.qemu.store import Store
 
 __all__ = ["MODULES", "Kernel", "busybox", "find_kernel", "module_files"]
 
-#: What a guest needs beside the kernel itself, in the order of loading; built in, or a module.
+#: Modules that a guest needs, in the order of loading; they may also be built into the kernel.
 MODULES = (
     "virtio_pci",
     "virtio_blk",
@@ -35,7 +35,7 @@ MODULES = (
 #: Distribution packages that hold a kernel for virtual machines, best first.
 _PACKAGES = ("linux-image-cloud-amd64", "linux-image-virtual", "linux-image-amd64")
 _DOWNLOAD_TIMEOUT = 300.0
-#: Root, too, downloads to a directory of its own, which apt's own user may not enter.
+#: As root, apt downloads as a user of its own, who may not write to the target directory.
 _APT_DOWNLOAD = ("apt-get", "-o", "APT::Sandbox::User=root", "download", "-qq")
 _INSTALL_KERNEL = (
     "Install one (Debian: apt-get install linux-image-cloud-amd64; Ubuntu: linux-image-virtual;\n"
@@ -48,7 +48,7 @@ class Kernel:
     """A kernel and where its modules are.
 
     :ivar image: the bootable file.
-    :ivar release: as ``uname -r`` says in the guest.
+    :ivar release: the output of ``uname -r`` in the guest.
     :ivar modules: the directory with ``modules.dep``; ``None`` if everything is built in.
     """
 
@@ -57,15 +57,15 @@ class Kernel:
     modules: Path | None
 
     def identity(self) -> list[Any]:
-        """What changes when the kernel does."""
+        """Values that change when the kernel does."""
         info = self.image.stat()
         return [self.release, info.st_size, info.st_mtime_ns]
 
 
 def find_kernel(store: Store, asked: str | None = None) -> Kernel:
-    """A kernel for guests: the one that was asked for, one of this machine, a downloaded one.
+    """A kernel for guests: the one that was asked for, else one of this machine, else a download.
 
-    :raises BackendError: if there is none, or that which was asked for is none.
+    :raises BackendError: if there is none, or if the one that was asked for cannot be used.
     """
     if platform.machine() != "x86_64":
         raise BackendError(
@@ -87,7 +87,7 @@ def _asked(image: Path) -> Kernel:
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise BackendError(f"--forkd-kernel: {image} cannot be used: {reason}.") from None
-    # Unpacked from a package, its modules are beside it.
+    # If it was unpacked from a package, its modules are next to it.
     for base in (Path("/lib/modules"), image.parent.parent / "lib" / "modules", image.parent):
         if (base / release / "modules.dep").is_file():
             return Kernel(image, release, base / release)
@@ -95,7 +95,7 @@ def _asked(image: Path) -> Kernel:
 
 
 def _usable(image: Path, modules: Path) -> Kernel | None:
-    """A kernel that may be read and whose modules are there."""
+    """The kernel, if it can be read and its modules exist."""
     try:
         kernel = Kernel(image, _release(image), modules / _release(image))
         module_files(kernel, MODULES)
@@ -108,14 +108,14 @@ def _newest(images: Iterable[Path]) -> list[Path]:
     def version(path: Path) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", path.name)]
 
-    # A cloud kernel has less to initialise: it boots faster, in emulation by seconds.
+    # Prefer cloud kernels: they initialise less, so they boot faster, by seconds in emulation.
     return sorted(images, key=lambda path: ("cloud" in path.name, version(path)), reverse=True)
 
 
 def _release(image: Path) -> str:
-    """The version that a bzImage says it is (Linux: Documentation/arch/x86/boot.rst).
+    """The version in a bzImage's header (Linux: Documentation/arch/x86/boot.rst).
 
-    :raises ValueError: if it is no bzImage.
+    :raises ValueError: if the file is not a bzImage.
     """
     with open(image, "rb") as file:
         head = file.read(0x8000)
@@ -139,7 +139,7 @@ def _kept(store: Store) -> Kernel | None:
 
 
 def _downloaded(store: Store) -> Kernel:
-    """A kernel out of a package, which is unpacked but not installed.
+    """A kernel from a package that is downloaded and unpacked, but not installed.
 
     :raises BackendError: if there is no way to get one.
     """
@@ -163,14 +163,14 @@ def _downloaded(store: Store) -> Kernel:
 
 
 def _unpack(folder: Path, package: str) -> dict[str, Any]:
-    """Download a package, and what it depends on of a kernel, and unpack both into ``folder``."""
+    """Download a package and the kernel package it depends on, and unpack them into ``folder``."""
     depends = _output(["apt-cache", "depends", "--recurse", "--important", package])
     names = sorted(set(re.findall(r"\b(linux-(?:image|modules)-[\w.+-]+)", depends)) | {package})
     with tempfile.TemporaryDirectory(prefix="pytest-forkd-") as temporary:
         _output([*_APT_DOWNLOAD, *names], cwd=temporary)
         for deb in Path(temporary).glob("*.deb"):
             _output(["dpkg-deb", "-x", str(deb), str(folder)])
-    # A link in merged-/usr packages: the modules are needed below lib.
+    # Packages for a merged /usr have them in usr/lib, but they are needed in lib.
     if not (folder / "lib" / "modules").is_dir() and (folder / "usr" / "lib" / "modules").is_dir():
         (folder / "lib").mkdir(exist_ok=True)
         (folder / "usr" / "lib" / "modules").rename(folder / "lib" / "modules")
@@ -181,7 +181,7 @@ def _unpack(folder: Path, package: str) -> dict[str, Any]:
 
 
 def _output(command: list[str], cwd: str | None = None) -> str:
-    """What a command prints.
+    """Run a command; returns its output.
 
     :raises BackendError: if it fails.
     """
@@ -209,7 +209,7 @@ def _output(command: list[str], cwd: str | None = None) -> str:
 def module_files(kernel: Kernel, names: Iterable[str]) -> list[tuple[str, bytes]]:
     """Name and content of each module that has to be loaded for ``names``, in order.
 
-    :raises BackendError: if one is neither there nor built in.
+    :raises BackendError: if one is neither available nor built in.
     """
     if kernel.modules is None:
         return []
@@ -237,7 +237,7 @@ def _module_name(path: str) -> str:
 
 
 def _content(path: Path) -> bytes:
-    """A module, which may be compressed."""
+    """The content of a module file, which may be compressed."""
     data = path.read_bytes()
     if path.suffix == ".xz":
         return lzma.decompress(data)
@@ -288,7 +288,7 @@ def _unpack_busybox(folder: Path) -> dict[str, Any]:
 
 
 def _is_static(path: Path) -> bool:
-    """Whether an ELF program names no interpreter (a program header of type PT_INTERP)."""
+    """Whether an ELF program is static: it has no program header of type PT_INTERP."""
     try:
         with open(path, "rb") as file:
             head = file.read(64)

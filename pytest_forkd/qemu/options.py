@@ -1,4 +1,4 @@
-"""The options of the qemu backend, and what they come to."""
+"""The options of the qemu backend, and the settings that result from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_options", "read_qemu_settings"]
 
-#: MiB with which a guest still boots and runs something.
+#: MiB that a guest needs to boot and run anything.
 _LEAST_MEMORY = 192
 _MOST_CPUS = 255
 
@@ -54,7 +54,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def read_qemu_settings(config: pytest.Config, namespace: Any) -> QemuSettings:
-    """What the qemu backend is to use.
+    """The settings of the qemu backend.
 
     :param namespace: the options as parsed so far.
     :raises pytest.UsageError: on a value that makes no sense.

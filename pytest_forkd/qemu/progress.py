@@ -1,4 +1,4 @@
-"""Shows how far the building of an image or snapshot is: a bar on a terminal, else lines."""
+"""Shows the progress of building an image or snapshot: a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ STAGES = {
     "warm-up": "importing in the guest",
     "snapshot": "saving the snapshot",
 }
-#: How much of the whole each stage takes, roughly.
+#: The rough fraction of the total time that each stage takes.
 _SHARES = {"tree": 0.2, "image": 0.15, "boot": 0.3, "warm-up": 0.33, "snapshot": 0.02}
 _REDRAW_INTERVAL = 0.1
 
 
 class ProgressBar:
-    """Draws; :meth:`set` may be called from any thread, :meth:`draw` from one.
+    """A progress bar; :meth:`set` may be called from any thread, :meth:`draw` from one only.
 
-    :param stream: where to.
+    :param stream: the stream to draw on.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -38,11 +38,11 @@ class ProgressBar:
         self._begun = time.monotonic()
 
     def set(self, stage: str, part: float) -> None:
-        """Say how much of a stage is done, from 0 to 1."""
+        """Set the fraction of a stage that is done, from 0 to 1."""
         self._stage, self._part = stage, part
 
     def draw(self, *, now: bool = False) -> None:
-        """Show it, unless that was just done, or there is nothing to show."""
+        """Draw the bar, unless it was just drawn, or there is nothing to show."""
         stage = self._stage
         if not stage:
             return
@@ -65,12 +65,12 @@ class ProgressBar:
             self._write("\r\033[K")
 
     def say(self, text: str) -> None:
-        """Write something else, where the bar is not being drawn."""
+        """Write other text; only while the bar is not being drawn."""
         self._write(text)
 
     @property
     def seconds(self) -> float | None:
-        """How long it all took; ``None`` if there was nothing to do."""
+        """How many seconds everything took; ``None`` if there was nothing to do."""
         return time.monotonic() - self._begun if self._stage else None
 
     def _write(self, text: str) -> None:
@@ -78,4 +78,4 @@ class ProgressBar:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):
-            pass  # nobody watches
+            pass  # the stream is closed or broken

@@ -12,7 +12,7 @@ __all__ = ["Qmp", "QmpError"]
 
 #: Seconds for QEMU to answer a command.
 _ANSWER_TIMEOUT = 20.0
-#: QEMU is no guest, but no line of its own is longer.
+#: Bytes of a line. QEMU is more trusted than a guest, but its lines are never longer.
 _MAX_LINE = 1 << 20
 
 
@@ -21,11 +21,11 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """A client.
+    """A client for QEMU's monitor.
 
-    Commands are sent at once; their answers are read when something is waited for.
+    Commands are sent at once; their answers are read by the next method that waits.
 
-    :param sock: connected; it belongs to the client.
+    :param sock: a connected socket, which the client owns.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -35,19 +35,19 @@ class Qmp:
         self._unanswered = 0
 
     def send(self, command: str, **arguments: Any) -> None:
-        """Send a command; an error in its answer, or QEMU's end, is raised by the next to wait."""
+        """Send a command; the next method that waits raises its error, or reports QEMU's end."""
         line = self._line(command, arguments)
         with contextlib.suppress(OSError):
             self._sock.sendall(line)
 
     def send_fd(self, name: str, fd: int) -> None:
-        """Hand a descriptor over, for ``fd:NAME``."""
+        """Pass a descriptor to QEMU, for use as ``fd:NAME``."""
         line = self._line("getfd", {"fdname": name})
         with contextlib.suppress(OSError):
             socket.send_fds(self._sock, [line], [fd])
 
     def ignore_shared(self) -> None:
-        """Leave memory that is a shared file out of what is saved and restored."""
+        """Exclude memory that is a shared file from saving and restoring."""
         capability = {"capability": "x-ignore-shared", "state": True}
         self.send("migrate-set-capabilities", capabilities=[capability])
 
@@ -69,7 +69,7 @@ class Qmp:
             time.sleep(0.002)
 
     def ask(self, command: str, **arguments: Any) -> Any:
-        """The answer to a command, after those to all before it.
+        """Send a command and wait for its answer, and those to all commands before it.
 
         :raises QmpError: if QEMU refuses any of them, or does not answer.
         """

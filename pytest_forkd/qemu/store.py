@@ -1,8 +1,8 @@
 """Kernels, images and snapshots on disk: in the user's cache directory, under their fingerprint.
 
-``<cache>/pytest-forkd/<kind>/<name>/`` is complete, or is not there: it is written beside and
-renamed into place, under a lock for its name. Who uses one holds a shared lock on its directory
-(flock(2)); only what nobody holds is removed.
+``<cache>/pytest-forkd/<kind>/<name>/`` is complete, or does not exist: it is written under another
+name and renamed, under a lock for its name. Users of an entry hold a shared lock on its directory
+(flock(2)); only entries without such locks are removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pytest_forkd.backends.base import BackendError
 __all__ = ["KINDS", "Entry", "Store", "stamps"]
 
 KINDS = ("kernels", "images", "snapshots")
-#: Seconds to wait for another run that builds the same; it may have everything to build.
+#: Seconds to wait for another run that is building the same entry, perhaps from scratch.
 _LOCK_TIMEOUT = 600.0
 _META = "meta.json"
 _USED = "used"
@@ -36,12 +36,12 @@ _USED = "used"
 
 @dataclass(frozen=True)
 class Entry:
-    """Something that was built.
+    """A kernel, image or snapshot that was built.
 
     :ivar kind: one of :data:`KINDS`.
     :ivar name: its fingerprint.
     :ivar path: its directory.
-    :ivar meta: what its builder noted.
+    :ivar meta: its builder's notes.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes on disk; files have holes."""
+        """Bytes that it takes on disk; its files are sparse."""
         return sum(
             os.lstat(os.path.join(base, name)).st_blocks * 512
             for base, _folders, names in os.walk(self.path)
@@ -66,9 +66,9 @@ class Entry:
         return 0.0
 
     def check(self) -> None:
-        """Refuse what was changed: a snapshot remembers what was where in its image and memory.
+        """Make sure that its files were not changed: a snapshot relies on its image and memory.
 
-        :raises BackendError: if it was.
+        :raises BackendError: if they were changed.
         """
         for name, stamp in self.meta.get("stamps", {}).items():
             try:
@@ -85,7 +85,7 @@ class Entry:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Path]:
-        """Use it: while the context lasts, nobody removes it.
+        """Protect it from being removed while the context lasts.
 
         :raises BackendError: if it has just been removed.
         """
@@ -95,7 +95,7 @@ class Entry:
             raise BackendError(f"{self.path} has just been removed; run again.") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_SH)
-            # It may have been removed, and built again, before it was locked.
+            # It may have been removed, and perhaps rebuilt, before it was locked.
             if not _same(fd, self.path):
                 raise BackendError(f"{self.path} has just been removed; run again.")
             with contextlib.suppress(OSError):
@@ -106,9 +106,9 @@ class Entry:
 
 
 class Store:
-    """All of them.
+    """All entries.
 
-    :param directory: made as soon as something is built; only its owner may look into it.
+    :param directory: made when the first entry is built; only its owner can access it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -120,7 +120,7 @@ class Store:
         return cls(user_cache_path("pytest-forkd", appauthor=False))
 
     def get(self, kind: str, name: str) -> Entry | None:
-        """What was built under a name, if it was."""
+        """The entry with a name; ``None`` if it was not built."""
         path = self.directory / kind / name
         try:
             meta = json.loads((path / _META).read_text("utf-8"))
@@ -129,10 +129,10 @@ class Store:
         return Entry(kind, name, path, meta)
 
     def build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
-        """What was built under a name, else what ``builder`` builds now.
+        """The entry with a name; if there is none, ``builder`` builds it now.
 
-        :param builder: fills an empty directory, and returns what to note of it.
-        :raises BackendError: if it cannot be built or kept; nothing is left then.
+        :param builder: fills an empty directory, and returns notes about it.
+        :raises BackendError: if it cannot be built or stored; nothing is left then.
         """
         found = self.get(kind, name)
         if found is not None:
@@ -154,8 +154,8 @@ class Store:
     def _build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
         path = self.directory / kind / name
         beside = self.directory / kind / f"{name}.partial"
-        _remove(beside)  # of somebody who was killed: the lock is ours
-        _remove(path)  # without its notes it is nothing
+        _remove(beside)  # left by a killed process, since we hold the lock
+        _remove(path)  # unusable without its notes
         beside.mkdir(mode=0o700)
         try:
             meta = {**builder(beside), "built": time.time()}
@@ -168,7 +168,7 @@ class Store:
         return Entry(kind, name, path, meta)
 
     def entries(self) -> list[Entry]:
-        """Everything that was built, by kind, what was used last first."""
+        """All entries, by kind, most recently used first."""
         found = []
         for kind in KINDS:
             with contextlib.suppress(OSError):
@@ -178,9 +178,9 @@ class Store:
         return found
 
     def remove(self, entry: Entry) -> bool:
-        """Remove one of them; with an image go the snapshots that are of no use without it.
+        """Remove an entry; for an image, also the snapshots that need it.
 
-        :returns: false if somebody uses it.
+        :returns: false if it is in use.
         :raises OSError: if it cannot be removed.
         """
         if entry.kind == "images":
@@ -221,15 +221,15 @@ class Store:
 
 
 def stamps(*paths: Path) -> dict[str, list[int]]:
-    """What :meth:`Entry.check` looks at; a builder notes it under that name.
+    """Stamps of files for :meth:`Entry.check`; a builder returns them as its note ``stamps``.
 
-    :param paths: of files of the entry that nothing may change once it is built.
+    :param paths: files of the entry that must not change once it is built.
     """
     return {path.name: _stamp(path) for path in paths}
 
 
 def _stamp(path: Path) -> list[int]:
-    """Size and time of a file's last change; whole seconds, which archives of the cache keep."""
+    """Size and mtime of a file; in whole seconds, as archives of the cache may keep no more."""
     info = path.stat()
     return [info.st_size, int(info.st_mtime)]
 
@@ -242,9 +242,9 @@ def _same(fd: int, path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a directory whose files may be read-only; missing is fine.
+    """Remove a directory, if it exists; its files may be read-only.
 
-    A link, or what belongs to somebody else, is not ours: ``XDG_CACHE_HOME`` may be anywhere.
+    Links, and directories of other users, are left alone: ``XDG_CACHE_HOME`` may be anywhere.
     """
     try:
         found = os.lstat(path)

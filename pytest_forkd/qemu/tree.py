@@ -1,6 +1,6 @@
-"""What a guest's root file system holds: this interpreter, what is installed for it, and the rest.
+"""Makes a guest's root file system: this interpreter, what is installed for it, and a shell.
 
-The tree is a copy: nothing of the environment is touched.
+The tree is a copy: the environment itself is not changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pytest_forkd.sync.scan import SyncError, scan
 
 __all__ = ["Contents", "contents", "plant"]
 
-#: Of the standard library, what no test suite imports; ``test.support`` stays.
+#: Parts of the standard library that no test suite imports; ``test.support`` is kept.
 _NOT_NEEDED = frozenset(
     {"ensurepip", "idlelib", "lib2to3/tests", "site-packages", "dist-packages", "turtledemo"}
 )
@@ -46,7 +46,7 @@ _DATA = (
     "/usr/share/terminfo/x",
     "/usr/share/zoneinfo",
 )
-#: Libraries that are loaded by name when they are needed, and by nothing before.
+#: Libraries that are loaded by name when needed, so that ldd does not list them.
 _LOADED_BY_NAME = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2", "libresolv.so.2")
 _FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp")
 _APPLETS = """
@@ -72,9 +72,9 @@ _LDD_TIMEOUT = 120.0
 class Contents:
     """What goes into a tree; every path is the same here and in the guest.
 
-    :ivar trees: folders that are taken whole, but for bytecode's old versions.
+    :ivar trees: folders that are copied whole, except for outdated bytecode.
     :ivar files: files and links.
-    :ivar editable: folders of projects that are installed in place: what git says of them.
+    :ivar editable: folders of editable installs; the files that git lists are copied.
     """
 
     trees: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ def contents(include: Iterable[str] = (), project: str | None = None) -> Content
     """What the environment of this interpreter consists of.
 
     :param include: paths, or names of commands, to add.
-    :param project: the root of what is sent before each run; it is left out.
+    :param project: the root of the tree that is sent before each run; it is left out.
     :raises BackendError: if something to include does not exist.
     """
     found = Contents()
@@ -102,14 +102,14 @@ def contents(include: Iterable[str] = (), project: str | None = None) -> Content
     found.editable += [path for path in _editable() if not _is_in(path, project)]
     package = os.path.dirname(os.path.abspath(pytest_forkd.__file__))
     if not any(_is_in(package, path) for path in (*packages, *found.editable)):
-        found.trees.append(package)  # even if it is the project: guests start with it
+        found.trees.append(package)  # even if it is the project, since guests need it to start
     for name in include:
         _include(found, name)
     return found
 
 
 def _interpreter() -> list[str]:
-    """The program, with each link on the way to it, and its library."""
+    """The interpreter's program, all links that lead to it, and its standard library."""
     found = []
     for path in {sys.executable, os.path.join(sys.prefix, "bin", "python"), _base_executable()}:
         seen = set()
@@ -127,7 +127,7 @@ def _base_executable() -> str:
 
 
 def _site_packages() -> list[str]:
-    """Where packages are looked for; those of the base are not, in most virtual environments."""
+    """The directories of installed packages; most virtual environments exclude the base's."""
     found = list(site_directories())
     if site.ENABLE_USER_SITE:
         found.append(site.getusersitepackages())
@@ -135,7 +135,7 @@ def _site_packages() -> list[str]:
 
 
 def _editable() -> Iterator[str]:
-    """The folders of what is installed in place (PEP 610), or is named by a ``.pth`` file."""
+    """The folders of editable installs (PEP 610), and those named in ``.pth`` files."""
     found = set()
     for distribution in importlib.metadata.distributions():
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -176,7 +176,7 @@ def _include(found: Contents, name: str) -> None:
         path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))
     found.files.append(path)
     if os.path.basename(path) == "git":
-        # Its commands are programs of their own.
+        # git's subcommands are separate programs, in a folder of their own.
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(
                 [path, "--exec-path"], capture_output=True, text=True, timeout=10, check=True
@@ -190,7 +190,7 @@ def plant(
     """Make a tree.
 
     :param root: an empty folder on the same file system as the cache.
-    :param progress: called with the part that is done, from 0 to 1.
+    :param progress: called with the fraction that is done, from 0 to 1.
     :returns: how many files and folders it has.
     :raises BackendError: if something cannot be read.
     """
@@ -221,12 +221,12 @@ class _Planter:
     def __init__(self, root: str) -> None:
         self.root = root
         self.count = 0
-        #: ELF programs and libraries, where they are here.
+        #: Paths on this machine of ELF programs and libraries.
         self.programs: list[str] = []
         self._folders: set[str] = {"/"}
 
     def folder(self, path: str) -> None:
-        """A folder; where there is a link to one here, so it is in the tree."""
+        """Add a folder; a link to a folder is added as a link."""
         if path in self._folders:
             return
         self.folder(os.path.dirname(path))
@@ -239,7 +239,7 @@ class _Planter:
             self._make(os.mkdir, self.root + path, 0o755)
 
     def tree(self, path: str) -> None:
-        """A folder and what is in it."""
+        """Add a folder and its contents."""
         is_stdlib = path in (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
         for base, folders, names in os.walk(path):
             inner = os.path.relpath(base, path)
@@ -252,7 +252,7 @@ class _Planter:
                     self.file(f"{base}/{name}")
 
     def project(self, path: str) -> None:
-        """The source files of a project."""
+        """Add the source files of a project."""
         try:
             found = scan(path)
         except SyncError as exc:
@@ -261,7 +261,7 @@ class _Planter:
             self.file(os.path.join(path, name))
 
     def file(self, path: str) -> None:
-        """A file or link, at the same path."""
+        """Add a file or link, at the same path."""
         self.folder(os.path.dirname(path))
         there = self.root + path
         try:
@@ -278,7 +278,7 @@ class _Planter:
                         if file.read(4) == b"\x7fELF":
                             self.programs.append(path)
         except PermissionError:
-            return  # it is not for this user, so no test can need it
+            return  # this user may not read it, so no test can need it
         except FileNotFoundError:
             return  # it has just been removed
 
@@ -286,8 +286,8 @@ class _Planter:
         if os.path.lexists(there):
             return
         self.count += 1
-        # No hard link, which would take no time: it changes the file's status, as if somebody had
-        # written to the environment, and every kept parent would have to be made anew.
+        # Not a hard link, although that would be faster: it changes the file's ctime, as if the
+        # file had been written, so that every kept parent would be stale.
         shutil.copy2(path, there)
 
     def _make(self, function: Callable[..., object], *args: object) -> None:
@@ -296,7 +296,7 @@ class _Planter:
             function(*args)
 
     def shell(self, busybox: Path) -> None:
-        """A shell and the usual commands, where there are no better ones."""
+        """Add a shell and the usual commands, unless the tree has them already."""
         shutil.copy2(busybox, f"{self.root}/usr/bin/busybox")
         os.chmod(f"{self.root}/usr/bin/busybox", 0o755)  # noqa: S103 - a program
         for name in _APPLETS.split():
@@ -314,7 +314,7 @@ def _is_needed(inner: str) -> bool:
 
 
 def _libraries(programs: list[str]) -> set[str]:
-    """The shared libraries that programs and libraries need, and the loader."""
+    """The shared libraries that programs and libraries need, including the dynamic loader."""
     found: set[str] = set()
     for start in range(0, len(programs), _LDD_BATCH):
         batch = programs[start : start + _LDD_BATCH]

@@ -1,8 +1,8 @@
 """One virtual machine: booted, saved, or restored from what was saved.
 
-Its memory is a file. The machine that is booted maps it shared, so that it can be left behind with
-the state of the devices (a *snapshot*); a clone maps it privately, copy-on-write. QEMU gets file
-descriptors of connected sockets, so no path of a socket exists:
+Its memory is a file. A booted machine maps the file shared; together with the saved state of the
+devices it makes a *snapshot*. A clone maps it privately, copy-on-write. QEMU gets descriptors of
+connected sockets, so that no socket has a path:
 
 * a virtio port, the stream to what runs in the guest (:attr:`VirtualMachine.channel`),
 * the console, of which the last lines are kept,
@@ -30,19 +30,19 @@ __all__ = ["CHANNEL_PORT", "Hardware", "Snapshot", "VirtualMachine", "VmError"]
 
 #: The name of the virtio port, as in /sys/class/virtio-ports/*/name.
 CHANNEL_PORT = "pytest-forkd"
-#: Seconds for the devices' state of a machine to be read or written: it is less than a megabyte.
+#: Seconds to read or write the state of a machine's devices, which is less than a megabyte.
 _MIGRATE_TIMEOUT = 60.0
 #: Seconds for QEMU to end after SIGKILL.
 _KILL_TIMEOUT = 10.0
 _CONSOLE_BYTES = 16 * 1024
-#: How a line begins that is not the guest's.
+#: Text of a kernel panic, and prefixes of console lines that do not come from the guest.
 _PANIC = "Kernel panic"
 _COMPLAINTS = ("qemu-system", "setpriv:")
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-#: Devices that nobody needs, left out, make restoring faster.
+#: Devices that are not needed are switched off, since that makes restoring faster.
 _MACHINE = "q35,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram"
-#: ``panic=-1``: QEMU ends when the guest's kernel panics. ``tsc=reliable``: a restored guest finds
-#: time to have jumped, and would stop trusting the clock.
+#: ``panic=-1``: QEMU ends when the guest's kernel panics. ``tsc=reliable``: in a restored guest the
+#: time has jumped, and otherwise the kernel would stop using the TSC as its clock.
 _APPEND = "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable no_timer_check"
 
 
@@ -52,13 +52,13 @@ class VmError(BackendError):
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a machine is made of; a snapshot can only be restored by the same.
+    """A machine's hardware; a snapshot can be restored only with the same hardware.
 
-    :ivar qemu: the program.
+    :ivar qemu: path of the program.
     :ivar accelerator: ``kvm`` or ``tcg``.
-    :ivar memory: of the guest, in MiB.
-    :ivar cpus: how many the guest has.
-    :ivar root: the image of the root file system; read only.
+    :ivar memory: the guest's memory, in MiB.
+    :ivar cpus: how many CPUs the guest has.
+    :ivar root: the image of the root file system; it is attached read-only.
     :ivar network: whether the guest reaches the network, by QEMU's user-mode networking.
     """
 
@@ -70,10 +70,10 @@ class Hardware:
     network: bool = False
 
     def arguments(self, memory: str, *, share: bool) -> list[str]:
-        """QEMU's command line, but for what belongs to one machine.
+        """QEMU's command line, without the arguments that belong to a single machine.
 
         :param memory: the path of the memory file.
-        :param share: whether what the guest writes goes to that file.
+        :param share: whether the guest's writes go to that file.
         """
         size = f"{self.memory}M"
         backend = f"memory-backend-file,id=ram,size={size},mem-path={memory}"
@@ -97,11 +97,11 @@ class Hardware:
 
 @dataclass
 class Snapshot:
-    """A machine at rest.
+    """A saved machine.
 
-    :ivar memory: the path of its memory; of a descriptor in ``/proc/self/fd``, if it is in memory.
+    :ivar memory: the path of its memory file; if that is a memfd, its path in ``/proc/self/fd``.
     :ivar state: the same for the state of its devices.
-    :ivar fds: the descriptors that the paths name.
+    :ivar fds: the descriptors that these paths refer to.
     """
 
     memory: str
@@ -110,23 +110,23 @@ class Snapshot:
 
     @classmethod
     def in_folder(cls, folder: Path) -> Snapshot:
-        """One on disk."""
+        """A snapshot on disk, in ``folder``."""
         return cls(str(folder / "memory"), str(folder / "state"))
 
     @classmethod
     def in_memory(cls, size: int) -> Snapshot:
-        """Room for one, in memory that nobody else can open; close it.
+        """Make room for a snapshot in memory that nobody else can open; :meth:`close` frees it.
 
-        :param size: of the machine's memory, in MiB.
+        :param size: the size of the machine's memory, in MiB.
         """
         memory, state = os.memfd_create("forkd-memory"), os.memfd_create("forkd-state")
         os.ftruncate(memory, size << 20)
         return cls(f"/proc/self/fd/{memory}", f"/proc/self/fd/{state}", (memory, state))
 
     def create(self, size: int) -> None:
-        """Make the files of one on disk.
+        """Make the files of a snapshot on disk.
 
-        :param size: of the machine's memory, in MiB.
+        :param size: the size of the machine's memory, in MiB.
         :raises OSError: if there is no room for them.
         """
         for path in (self.memory, self.state):
@@ -136,7 +136,7 @@ class Snapshot:
             os.close(fd)
 
     def copy_to(self, other: Snapshot) -> None:
-        """Copy the memory, but for its holes; the state is not needed for a machine to go on.
+        """Copy the memory, without its holes; a restored machine reads the original's state.
 
         :raises OSError: if there is no room.
         """
@@ -148,7 +148,7 @@ class Snapshot:
                 try:
                     at = os.lseek(source, at, os.SEEK_DATA)
                 except OSError:
-                    break  # nothing but a hole is left
+                    break  # only a hole is left
                 hole = os.lseek(source, at, os.SEEK_HOLE)
                 while at < hole:
                     data = os.pread(source, min(hole - at, 8 << 20), at)
@@ -158,7 +158,7 @@ class Snapshot:
             os.close(target)
 
     def close(self) -> None:
-        """Give back what is in memory; what is on disk stays."""
+        """Free a snapshot in memory; one on disk stays."""
         for fd in self.fds:
             os.close(fd)
         self.fds = ()
@@ -166,9 +166,9 @@ class Snapshot:
 
 @functools.cache
 def _dying_with_us() -> tuple[str, ...]:
-    """The beginning of a command line that ends when the thread that started it does.
+    """The start of a command line that makes a program end when the thread that started it ends.
 
-    prctl(2), PR_SET_PDEATHSIG: it survives exec, and is set by a program, since calling anything in
+    prctl(2), PR_SET_PDEATHSIG. The setting survives exec. A program sets it, since running code in
     a fork of a process with threads may hang.
     """
     setpriv = shutil.which("setpriv")
@@ -182,9 +182,9 @@ def _dying_with_us() -> tuple[str, ...]:
 class VirtualMachine:
     """A running QEMU; :meth:`kill` ends it.
 
-    Start it from a thread that lives as long as it is to: it dies with that.
+    Start it from a thread that lives at least as long: QEMU dies with that thread.
 
-    :ivar channel: the stream to what runs in the guest; the caller's to close after :meth:`kill`.
+    :ivar channel: the stream to the guest; the caller has to close it after :meth:`kill`.
     """
 
     process: subprocess.Popen[bytes]
@@ -199,7 +199,7 @@ class VirtualMachine:
     ) -> VirtualMachine:
         """Start a machine with a kernel; it can be saved as ``memory``.
 
-        :param initrd: the archives of the first file system, to be read one after the other.
+        :param initrd: the archives that make up the initramfs, in order.
         :param append: words for the kernel's command line.
         :raises VmError: if QEMU cannot be started.
         """
@@ -221,20 +221,20 @@ class VirtualMachine:
     def restore(
         cls, hardware: Hardware, snapshot: Snapshot, *, own: Snapshot | None = None
     ) -> VirtualMachine:
-        """Begin to restore a machine; :meth:`wait_restored` ends that.
+        """Begin to restore a machine; :meth:`wait_restored` waits for the end of that.
 
-        :param own: a copy of the snapshot's memory that the machine is to write to, so that it can
-            be saved there; without it, what it writes is its own and goes with it.
+        :param own: a copy of the snapshot's memory for the machine to write to, so that it can be
+            saved there; without it, what the machine writes is lost when it ends.
         :raises VmError: if QEMU cannot be started.
         """
         try:
-            # Opened anew, as the position in it must not be shared with another clone.
+            # Opened again for each clone, since clones must not share its file position.
             state = os.open(snapshot.state, os.O_RDONLY | os.O_CLOEXEC)
             size = os.stat(snapshot.memory).st_size
         except OSError as exc:
             raise VmError(f"the snapshot cannot be read: {exc}") from exc
         if size != hardware.memory << 20:
-            # QEMU would make good for what is missing, with zeros.
+            # QEMU would fill up missing memory with zeros.
             os.close(state)
             raise VmError(f"the snapshot is damaged: its memory has {size >> 20} MiB")
         try:
@@ -277,7 +277,7 @@ class VirtualMachine:
                 stdin=subprocess.DEVNULL,
                 stdout=pairs["console"][1].fileno(),
                 stderr=pairs["console"][1].fileno(),
-                start_new_session=True,  # Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C must not reach it
             )
         except OSError as exc:
             for ours, _theirs in pairs.values():
@@ -299,9 +299,9 @@ class VirtualMachine:
             self._qmp.wait_for("RESUME", timeout)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Save the devices' state; the memory is where it is. The machine must not go on: kill it.
+        """Save the state of the devices; the memory is in its file already. Kill the machine then.
 
-        :param snapshot: the one whose memory the machine writes to.
+        :param snapshot: the snapshot whose memory file the machine writes to.
         :raises VmError: if that fails.
         """
         fd = os.open(snapshot.state, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
@@ -310,7 +310,7 @@ class VirtualMachine:
                 self._qmp.ignore_shared()
                 self._qmp.send("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
                 self._qmp.send_fd("state", fd)
-                # Not stopped before: what was stopped when it was saved is restored stopped.
+                # Do not stop it before: a machine that is saved stopped is restored stopped.
                 self._qmp.migrate("fd:state", _MIGRATE_TIMEOUT)
         finally:
             os.close(fd)
@@ -328,21 +328,21 @@ class VirtualMachine:
 
     @property
     def console_fd(self) -> int:
-        """The descriptor of the console, to be waited for."""
+        """The descriptor of the console, for a poller."""
         return self._console.fileno()
 
     def read_console(self) -> None:
-        """Take what the guest has written to its console; it waits for no reader."""
+        """Read what the guest has written to its console, without waiting."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while data := self._console.recv(65536):
                 self._tail += data
                 del self._tail[:-_CONSOLE_BYTES]
 
     def console(self, lines: int = 1000) -> str:
-        """The last lines of the guest's console, and what QEMU has complained about.
+        """The last lines of the guest's console, and QEMU's error messages.
 
-        If the kernel panicked, they are the lines before and after it says so: a long trace of its
-        own follows.
+        After a kernel panic, these are the lines around the panic message, since a long stack trace
+        follows it.
         """
         self.read_console()
         text = self._tail.decode("utf-8", "replace").replace("\r", "")
@@ -374,7 +374,7 @@ class VirtualMachine:
         )
 
     def kill(self) -> None:
-        """End it at once; safe to call twice. The console can still be read."""
+        """End QEMU at once; safe to call twice. The console can still be read."""
         if self.process.poll() is None:
             self.process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Makes the snapshot that workers' machines are clones of: boots a guest and has it preload."""
+"""Makes the snapshot that workers' machines are cloned from: boots a guest and has it preload."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ __all__ = [
     "warm_snapshot",
 ]
 
-#: MiB of a guest, unless told otherwise. What it does not use costs nothing.
+#: Default memory of a guest, in MiB. Memory that it does not use costs nothing.
 DEFAULT_MEMORY = 1024
-#: Seconds for a guest to boot: in emulation, on a busy machine, a hundred times what KVM takes.
+#: Seconds for a guest to boot: emulation on a busy machine takes a hundred times as long as KVM.
 _BOOT_TIMEOUT = 120.0
-#: Seconds for it to import what is to be preloaded; in emulation, imports are 20 times slower.
+#: Seconds for it to preload modules; in emulation, imports are 20 times slower.
 _PRELOAD_TIMEOUT = 900.0
 _POLL = 0.02
 _READY = '{"ready": true}'
-#: Grows when snapshots that are made differently must not be taken for those of before.
+#: Increase this when snapshots are made differently, so that older ones are not used.
 _FORMAT = 1
 
 
@@ -55,7 +55,7 @@ class Base:
     """What a snapshot is made of.
 
     :ivar image: the entry of the root image.
-    :ivar version: what QEMU says it is.
+    :ivar version: QEMU's version.
     """
 
     hardware: Hardware
@@ -76,14 +76,14 @@ def find_base(
     project: str | None = None,
     progress: Progress = lambda stage, part: None,
 ) -> Base:
-    """QEMU, a kernel and an image of this environment, which is built if there is none.
+    """Find QEMU, a kernel and an image of this environment, which is built if there is none.
 
-    :param memory: of a guest, in MiB.
-    :param cpus: of a guest.
-    :param kernel: a file, if one was asked for.
+    :param memory: the memory of a guest, in MiB.
+    :param cpus: how many CPUs a guest has.
+    :param kernel: the kernel's file, if one was asked for.
     :param include: paths and commands to add to the image.
     :param network: whether guests reach the network.
-    :param project: the root of what is sent before each run.
+    :param project: the root of the tree that is sent before each run.
     :raises BackendError: if something is missing, or cannot be built.
     """
     qemu = find_qemu()
@@ -97,9 +97,9 @@ def find_base(
 def warm_snapshot(
     store: Store, base: Base, plan: Plan, progress: Progress = lambda stage, part: None
 ) -> Entry:
-    """A snapshot whose parent has imported what ``plan`` says: one that is kept, or a new one.
+    """A snapshot whose parent has imported what ``plan`` says: a kept one, or a new one.
 
-    One that has imported more will do, as long as nothing of that is the project's own.
+    A snapshot that has imported more is used, too, unless that includes the project's own modules.
 
     :raises BackendError: if it cannot be made.
     """
@@ -133,16 +133,16 @@ def warm_snapshot(
     for entry in kept:
         if entry.meta.get("project") == project and entry.name != name:
             with contextlib.suppress(OSError):
-                store.remove(entry)  # the project needs more now
+                store.remove(entry)  # the project needs more modules now
     return made
 
 
 def _key(base: Base, plan: Plan) -> str:
-    """What a snapshot depends on, beside the modules that it has learnt to import."""
+    """A hash of what a snapshot depends on, without the modules that were learnt."""
     arguments = base.hardware.arguments("memory", share=False)
     state = [
         _FORMAT,
-        # Made again, an image is another one, whose blocks a guest may remember elsewhere.
+        # A rebuilt image is another one: a guest remembers which blocks its files are in.
         [base.image.name, base.image.meta.get("built")],
         base.kernel.identity(),
         base.version,
@@ -159,7 +159,7 @@ def _hash(state: Any) -> str:
 
 
 def _cpu() -> str:
-    """With KVM, the guest has this processor; a snapshot does not move to another one."""
+    """The processor's model: with KVM, a snapshot cannot be restored on another one."""
     try:
         text = Path("/proc/cpuinfo").read_text("utf-8", "replace").partition("\n\n")[0]
     except OSError:
@@ -168,7 +168,7 @@ def _cpu() -> str:
 
 
 def _warm_up(folder: Path, base: Base, plan: Plan, progress: Progress) -> None:
-    """Boot, preload and save; into an empty directory of the store."""
+    """Boot a guest, have it preload, and save it to an empty directory of the store."""
     given = folder / "given.cpio"
     given.write_bytes(_given(plan))
     snapshot = Snapshot.in_folder(folder)
@@ -206,14 +206,14 @@ def _wait_for(
                 f"the guest {what} within {timeout:g} seconds. Its console's last lines:\n"
                 f"{vm.console(20)}"
             )
-        # Nobody knows how long it takes: half of the bar in the first ten seconds, and so on.
+        # The duration is unknown: fill half of the bar in the first ten seconds, then slow down.
         progress(stage, passed / (passed + 10.0))
         time.sleep(_POLL)
     progress(stage, 1.0)
 
 
 def _given(plan: Plan) -> bytes:
-    """What is unpacked into the guest's first file system beside what the image comes with."""
+    """An archive with the plan, which is unpacked into the guest's initramfs, too."""
     python = shlex.quote(sys.executable)
     start = (
         f"exec {python} -m pytest_forkd.parent --ready-json --rehearse "
@@ -230,9 +230,9 @@ def _given(plan: Plan) -> bytes:
 
 
 def check_memory(workers: int, memory: int) -> None:
-    """Refuse more guests than there is memory for.
+    """Refuse to start more guests than fit into memory.
 
-    :raises BackendError: if there is not even the least that guests use.
+    :raises BackendError: if not even the least memory that guests use is available.
     """
     least = min(memory, 128)
     available = available_memory()
@@ -244,7 +244,7 @@ def check_memory(workers: int, memory: int) -> None:
 
 
 def available_memory() -> int | None:
-    """MiB that can be used without swapping."""
+    """MiB of memory that can be used without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text("ascii").splitlines():
             if line.startswith("MemAvailable:"):

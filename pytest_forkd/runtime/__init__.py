@@ -1,1 +1,1 @@
-"""What any process of a run does to itself: its garbage collector, log files, limits, children."""
+"""Helpers for any process of a run: garbage collector, log files, limits, other processes."""

@@ -1,4 +1,4 @@
-"""What changes when a file does, told without reading it."""
+"""Stamps that show whether a file has changed, without reading it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["identity", "last_write"]
 
 
 def identity(path: str) -> tuple[int, ...] | None:
-    """Of a file or directory on this machine: what no change of it leaves as it was.
+    """A stamp of a file or directory on this machine that differs after any change to it.
 
-    A time that was put back and a size that is equal do not deceive it: the time of the last change
-    of any kind (``ctime``) cannot be set. A symbolic link is looked at beside what it leads to.
+    Restoring the modification time does not hide a change, since ``ctime`` cannot be set. For a
+    symbolic link, the stamp covers both its target and the link itself.
 
-    :returns: device, inode, size, and when it was written and changed in any way (ns); the same of
-        a link, after those of what it leads to. ``None`` if there is none.
+    :returns: device, inode, size, mtime and ctime (ns); for a link, those of its target and then
+        its own. ``None`` if there is no such file.
     """
     try:
         own = os.lstat(path)
@@ -31,10 +31,10 @@ def identity(path: str) -> tuple[int, ...] | None:
 
 
 def last_write(path: str) -> list[int] | None:
-    """Of a file that may be copied to another machine, or restored from a cache.
+    """A stamp of a file that stays the same when it is copied to another machine or to a cache.
 
-    :returns: when it was written (ns), and its size, to be stored as JSON. ``None`` if there is
-        none.
+    :returns: its modification time (ns) and size, as a list for JSON. ``None`` if there is no such
+        file.
     """
     try:
         found = os.stat(path)

@@ -1,12 +1,11 @@
-"""The garbage collector, frozen and paused for the sake of speed, and nobody can tell.
+"""Freezes and pauses the garbage collector for speed, and hides that from other code.
 
-Frozen objects (:func:`gc.freeze`) stay out of a worker's collections, which would otherwise copy
-the pages that it shares with the others, and out of the controller's. But :func:`gc.get_objects`
-skips them, too, and :func:`gc.collect` does not free them. A paused collector saves a fifth of the
-time of a collection of tests, but code that is imported sees it switched off. So :mod:`gc` is
-watched: whoever asks a question to which the answer would be another one gets the plain answer.
-Who is told of frozen objects has them thawed first, in that process, which costs the memory that
-was shared.
+Frozen objects (:func:`gc.freeze`) are left out of a worker's garbage collections, which would
+otherwise copy memory pages that workers share, and out of the controller's. But then
+:func:`gc.get_objects` skips them, and :func:`gc.collect` does not free them. Pausing the collector
+saves a fifth of the time of a collection of tests, but imported code would see it disabled. So the
+functions of :mod:`gc` are replaced by ones that return what they would without all this. Those that
+need frozen objects thaw them first, in that process, which costs the memory that was shared.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ __all__ = ["collect_others", "freeze", "pause", "resume", "thaw", "watch"]
 
 
 class _Watched:
-    """Stands in :mod:`gc` for a function, of which it decides when it is called.
+    """Replaces a function of :mod:`gc`, and chooses at each call what to call in its place.
 
-    The call itself is made without a frame of ours, for a warning that the collection of an object
-    leads to names the caller. That is what a property in the place of ``__call__`` is for: it
-    returns what is to be called, and has returned when that happens.
+    No frame of ours may be on the stack during the call: freeing an object may lead to a warning,
+    which names the caller. So ``__call__`` is a property: it returns the function to call, and has
+    ended when that function runs.
 
-    :param name: of the function.
-    :param choose: is given the function; returns what is to be called.
+    :param name: the name of the function.
+    :param choose: gets the function; returns the function to call.
     """
 
     def __init__(
@@ -59,20 +58,20 @@ _collector_enable, _collector_disable, _collector_enabled = gc.enable, gc.disabl
 _collector_freeze, _collector_thaw = gc.freeze, gc.unfreeze
 _collector_collect = gc.collect
 
-#: What the interpreter itself has frozen (some hundred objects, in Python 3.12).
+#: How many objects the interpreter itself has frozen (some hundred in Python 3.12).
 _frozen_at_start = gc.get_freeze_count()
-#: Whether what is frozen was frozen by us; and whether what was frozen at the start no longer is.
+#: Whether we have frozen objects; and whether we have thawed those frozen at the start.
 _frozen = _thawed = False
-#: Somebody has a use of his own for it.
+#: Whether other code has called gc.freeze() or gc.unfreeze(): we no longer freeze then.
 _taken = False
-#: While the collector is paused: whether it is on, as far as everybody else is concerned.
+#: While the collector is paused: whether other code sees it enabled. ``None`` if it is not paused.
 _enabled: bool | None = None
 
 
 def watch() -> None:
     """Watch the functions of :mod:`gc` from now on, in this process and in its forks.
 
-    Call it before anybody could import one of them by its name.
+    Call it before other code can import one of them by name.
     """
     if isinstance(gc.collect, _Watched):
         return
@@ -94,9 +93,8 @@ def watch() -> None:
 def _watched_referrers() -> Callable[..., list[Any]]:
     """A stand-in for :func:`gc.get_referrers`.
 
-    A :class:`_Watched` would be called with a tuple of the arguments, which refers to them, too.
-    From Python 3.13 on the function does not leave that out, and nobody else can tell it from a
-    tuple of the caller's own.
+    With a :class:`_Watched`, the tuple of arguments would be among the referrers: since Python 3.13
+    the function does not leave it out, and the caller could not tell it from a tuple of its own.
     """
     function = gc.get_referrers
 
@@ -109,7 +107,7 @@ def _watched_referrers() -> Callable[..., list[Any]]:
 
 
 def freeze() -> None:
-    """Freeze all objects that there are, unless somebody else freezes or thaws them on purpose."""
+    """Freeze all existing objects, unless other code has used gc.freeze() or gc.unfreeze()."""
     global _frozen
     if not _taken:
         _collector_freeze()
@@ -117,7 +115,7 @@ def freeze() -> None:
 
 
 def thaw() -> None:
-    """Have everything that :func:`freeze` froze looked at again."""
+    """Undo :func:`freeze`."""
     global _frozen, _thawed
     if _frozen:
         _collector_thaw()
@@ -125,12 +123,12 @@ def thaw() -> None:
 
 
 def collect_others() -> int:
-    """Collect what is not frozen; returns how many objects could not be reached."""
+    """Collect objects that are not frozen; returns how many were unreachable."""
     return _collector_collect()
 
 
 def pause() -> None:
-    """Do not collect anything until :func:`resume` is called; forks are paused, too."""
+    """Disable the collector until :func:`resume` is called; forks inherit that."""
     global _enabled
     if _enabled is None:
         _enabled = _collector_enabled()
@@ -138,7 +136,7 @@ def pause() -> None:
 
 
 def resume() -> None:
-    """Collect again, unless the collector was switched off before, or meanwhile."""
+    """Enable the collector, unless other code has disabled it before or meanwhile."""
     global _enabled
     if _enabled:
         _collector_enable()
@@ -153,7 +151,7 @@ def _after_thawing(function: Callable[..., Any]) -> Callable[..., Any]:
 def _after_taking(function: Callable[..., Any]) -> Callable[..., Any]:
     global _taken, _thawed
     thaw()
-    _taken, _thawed = True, False  # what the interpreter froze is now frozen or not as they say
+    _taken, _thawed = True, False  # from now on, other code decides what is frozen
     return function
 
 

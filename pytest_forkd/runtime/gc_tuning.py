@@ -1,4 +1,4 @@
-"""How often a run looks for garbage that is not there."""
+"""Saves garbage collections that would find next to nothing."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _RARER = 10
 
 @contextlib.contextmanager
 def fewer_full_collections() -> Iterator[None]:
-    """Look through long-lived objects less often, while reports are coming in.
+    """Have fewer full collections, while reports are coming in.
 
-    The terminal reporter keeps every report, so the session's objects only grow in number, and
-    Python's collector takes each growth by a quarter for a reason to look through all of them.
-    Young objects are looked through as often as ever.
+    The terminal reporter keeps every report, so the number of objects only grows, and Python starts
+    a full collection each time it has grown by a quarter. Collections of young objects stay as
+    frequent as before.
     """
     before = gc.get_threshold()
     rarer = (before[0], before[1], before[2] * _RARER)
@@ -31,20 +31,20 @@ def fewer_full_collections() -> Iterator[None]:
     try:
         yield
     finally:
-        if gc.get_threshold() == rarer:  # else somebody has set others meanwhile
+        if gc.get_threshold() == rarer:  # else other code has set the thresholds meanwhile
             gc.set_threshold(*before)
 
 
 def end_when_nothing_is_found(frozen_may_tell: Callable[[], bool] = lambda: False) -> None:
-    """Have pytest's last look for garbage end with the first pass that finds nothing.
+    """End pytest's final garbage collection with the first pass that finds nothing.
 
-    pytest looks through everything five times in a row when it unconfigures, to find what raises
-    in a finalizer, for a finalizer may leave garbage of its own (``_pytest.unraisableexception``).
-    After a pass that finds nothing the next ones find nothing, too; in the controller each of them
-    looks through the reports of all tests. pytest before 8.4 does not look.
+    When pytest unconfigures, it collects five times in a row, to find finalizers that raise: a
+    finalizer may create new garbage (``_pytest.unraisableexception``). After a pass that finds
+    nothing, further passes find nothing, either, and in the controller each one visits the reports
+    of all tests. pytest before 8.4 has no final collection.
 
-    :param frozen_may_tell: whether a frozen object could raise or warn when it is freed; else they
-        are left out. Called before the look.
+    :param frozen_may_tell: called first; returns whether a frozen object could raise or warn when
+        it is freed. If not, frozen objects are not collected.
     """
 
     def look(iterations: int) -> None:
@@ -58,13 +58,12 @@ def end_when_nothing_is_found(frozen_may_tell: Callable[[], bool] = lambda: Fals
 
 
 def without_reports_at_exit(reporter: Any) -> None:
-    """Let the interpreter end without the reports that a terminal reporter has kept.
+    """Free the reports that a terminal reporter keeps before the interpreter shuts down.
 
-    It looks for garbage several times while it ends, each time among three objects a report, which
-    takes longer than to free them.
+    While it shuts down, the interpreter collects garbage several times, and visits three objects
+    per report each time. Freeing them first is faster.
 
-    :param reporter: the plugin ``terminalreporter``; nothing happens to what it keeps before the
-        process ends, or if it is gone by then.
+    :param reporter: the plugin ``terminalreporter``; it keeps its reports until the process ends.
     """
     reference = weakref.ref(reporter)
 

@@ -1,4 +1,4 @@
-"""Limits of the operating system: what a run needs of them, and which one was short."""
+"""Limits of the operating system: checks that a run can stay below them, and names the one hit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pytest
 
 __all__ = ["check_open_files", "which_limit"]
 
-#: Descriptors that a collector has open for itself, and for each of its workers: their channels and
-#: claims until they are forked, and the files that keep what they write before they crash.
+#: Descriptors that a collector has open for itself, and for each of its workers: channel and claims
+#: until the worker is forked, and the crash files.
 _OPEN_FILES = 20
 _OPEN_FILES_PER_WORKER = 5
 
 
 def check_open_files(workers: int) -> None:
-    """Refuse a run whose collector could not hold its workers' files.
+    """Refuse a run with too many workers for the limit of open files.
 
-    :raises pytest.UsageError: with the limit and what is needed.
+    :raises pytest.UsageError: with the limit, and the number that is needed.
     """
     needed = _OPEN_FILES + _OPEN_FILES_PER_WORKER * workers
     limit = _open_files_limit()
@@ -32,9 +32,9 @@ def check_open_files(workers: int) -> None:
 
 
 def which_limit(error: str) -> str:
-    """What to say behind an error's text: the limit that was reached, or nothing.
+    """A text to append to an error message: the limit that was reached, or nothing.
 
-    :param error: with the text of ``os.strerror``.
+    :param error: the message, which contains the text of ``os.strerror``.
     """
     if os.strerror(errno.EMFILE) in error:
         limit = _open_files_limit()

@@ -20,7 +20,7 @@ def log_handlers() -> list[logging.FileHandler]:
 
 
 def reopen_log_files() -> None:
-    """Give every log file handler an offset of its own, at the end of its file."""
+    """Reopen each log file for appending, so that processes do not share file offsets."""
     for handler in log_handlers():
         with contextlib.suppress(OSError, ValueError):
             handler.acquire()

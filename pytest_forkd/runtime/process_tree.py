@@ -1,7 +1,7 @@
-"""Processes of others: known again for sure, looked at, and ended with all that descends from them.
+"""Identifies processes despite reuse of pids, inspects them, and ends them with all descendants.
 
-Sources: proc_pid_stat(5), pidfd_open(2), pid_namespaces(7). Where there is no ``/proc``, a process
-is known by its number alone, and what descends from it cannot be found.
+Sources: proc_pid_stat(5), pidfd_open(2), pid_namespaces(7). Without ``/proc``, a process is
+identified by its pid alone, and its descendants cannot be found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_forkd.runtime.proc_stat import read_stat
 
 __all__ = ["Look", "Process", "end_tree"]
 
-#: Seconds between two looks at what is left of a tree.
+#: Seconds between checks of what is left of a tree.
 _PAUSE = 0.002
 _ENDED = ("Z", "X", "x")
 _STOPPED = ("T", "t")
@@ -28,10 +28,10 @@ _STOPPED = ("T", "t")
 class Look:
     """What a process is doing.
 
-    :ivar state: its letter, see proc_pid_stat(5).
-    :ivar cpu: how long it has run, in clock ticks.
-    :ivar parent: its parent's number.
-    :ivar started: when, in clock ticks since the machine was started.
+    :ivar state: the letter of its state, see proc_pid_stat(5).
+    :ivar cpu: CPU time that it has used, in clock ticks.
+    :ivar parent: its parent's pid.
+    :ivar started: when it started, in clock ticks since the machine was booted.
     """
 
     state: str
@@ -63,11 +63,11 @@ def _namespace() -> str:
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from others that have or had its number.
+    """A process, which can be told from others with the same pid.
 
-    :ivar pid: its number.
-    :ivar started: when, in clock ticks since the machine was started; empty where unknown.
-    :ivar namespace: where the number means something.
+    :ivar pid: its pid.
+    :ivar started: when it started, in clock ticks since the machine was booted; empty if unknown.
+    :ivar namespace: the pid namespace that its pid belongs to.
     """
 
     pid: int
@@ -76,7 +76,7 @@ class Process:
 
     @classmethod
     def running(cls, pid: int) -> Process | None:
-        """The process that has a number now; ``None`` if there is none."""
+        """The process that now has this pid; ``None`` if there is none."""
         look = _look(pid)
         if look is not None:
             return None if look.state in _ENDED else cls(pid, look.started, _namespace())
@@ -94,7 +94,7 @@ class Process:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> Process | None:
-        """What :meth:`to_json` made; ``None`` for anything else."""
+        """The inverse of :meth:`to_json`; ``None`` if ``stored`` is anything else."""
         pid, started, namespace = (stored.get(name) for name in ("pid", "started", "namespace"))
         if type(pid) is not int or not 1 < pid < 2**31:
             return None
@@ -103,33 +103,33 @@ class Process:
         return cls(pid, started, namespace)
 
     def is_running(self) -> bool:
-        """Whether it has not ended; false, too, if that cannot be known from here."""
+        """Whether it is running; false also if that cannot be found out from here."""
         return Process.running(self.pid) == self
 
     def look(self) -> Look | None:
-        """What it is doing; ``None`` if it has ended or that cannot be seen."""
+        """What it is doing; ``None`` if it has ended, or if that cannot be read."""
         look = _look(self.pid)
         if look is None or look.state in _ENDED or look.started != self.started:
             return None
         return look
 
     def open(self) -> int | None:
-        """A descriptor of the process (pidfd), the caller's to close; ``None`` if it has ended."""
+        """A pidfd of the process, which the caller has to close; ``None`` if it has ended."""
         try:
             fd = os.pidfd_open(self.pid)
         except OSError:
             return None
-        if not self.is_running():  # the number may have been another's before it was opened
+        if not self.is_running():  # the pid may have been reused before it was opened
             os.close(fd)
             return None
         return fd
 
 
 def end_tree(process: Process, limit: float = 2.0) -> bool:
-    """Kill a process and all that descends from it, wherever it has gone.
+    """Kill a process and all its descendants.
 
-    That is complete if the process adopts orphans (PR_SET_CHILD_SUBREAPER): it is the last to be
-    killed, and is stopped before that, so that it starts nothing more.
+    The process is stopped first, so that it starts nothing more, and killed last. If it adopts
+    orphans (PR_SET_CHILD_SUBREAPER), no descendant can escape.
 
     :param limit: seconds to try for.
     :returns: whether the process has ended.
@@ -171,7 +171,7 @@ def end_tree(process: Process, limit: float = 2.0) -> bool:
 
 
 def _descendants(pid: int) -> list[int]:
-    """What descends from a process and has not ended."""
+    """The pids of a process's descendants that have not ended."""
     below: dict[int, list[tuple[int, Look]]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdecimal():

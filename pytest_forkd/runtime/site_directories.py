@@ -1,4 +1,4 @@
-"""Which directories on the path hold installed distributions, and not the project's own code."""
+"""Finds the directories on the path that hold installed distributions, not the project's code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 
 __all__ = ["site_directories", "site_prefixes"]
 
-#: What was found for a path and a working directory: looking means reading directories.
+#: Cached results by path and working directory: the search reads directories.
 _found: dict[tuple[str, ...], tuple[str, ...]] = {}
 
 
@@ -17,9 +17,9 @@ def site_directories() -> tuple[str, ...]:
     """The directories that installers write to, as they are named on the path.
 
     :returns: those of the interpreter, those called ``site-packages`` or ``dist-packages``, and
-        those that an installer was told to write to (``pip install --target``): they hold the
-        record of a distribution, and the working directory is not in them. A package that is
-        installed for editing is not there, only its record is.
+        targets of ``pip install --target``: directories that hold the record of a distribution, and
+        do not contain the working directory. Packages in editable installs are elsewhere; only
+        their records are in these directories.
     """
     key = (os.getcwd() if os.path.isdir(".") else "", *sys.path)
     found = _found.get(key)
@@ -35,7 +35,7 @@ def site_directories() -> tuple[str, ...]:
 
 
 def _is_target(entry: str, here: str) -> bool:
-    """Whether an installer has been told to write to this directory."""
+    """Whether this directory looks like a target of ``pip install --target``."""
     own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
     if (
         not os.path.isabs(entry)
@@ -52,5 +52,5 @@ def _is_target(entry: str, here: str) -> bool:
 
 
 def site_prefixes() -> tuple[str, ...]:
-    """The same directories, each with the separator at its end, to compare paths with."""
+    """The same directories, each with a final separator, for ``str.startswith()``."""
     return tuple(os.path.join(folder, "") for folder in site_directories())

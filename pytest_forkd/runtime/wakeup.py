@@ -1,4 +1,4 @@
-"""Waking up a loop that waits for sockets."""
+"""Wakes a loop that waits for sockets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Wakeup"]
 
 
 class Wakeup:
-    """A pair of sockets: one is written to from a thread or a signal handler, one is waited for."""
+    """A pair of sockets: a thread or signal handler writes to one, the loop waits for the other."""
 
     def __init__(self) -> None:
         self._reader, self._writer = socket.socketpair()
@@ -26,12 +26,12 @@ class Wakeup:
         return self._writer.fileno()
 
     def wake(self) -> None:
-        """Have who waits wake up; where that is on its way already, or nobody is there, nothing."""
+        """Wake the loop; does nothing if that is pending already, or if the sockets are closed."""
         with contextlib.suppress(OSError):
             self._writer.send(b"!")
 
     def take(self) -> None:
-        """Wait for the next time: what has been written is done with."""
+        """Clear all wake-ups so far."""
         with contextlib.suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass

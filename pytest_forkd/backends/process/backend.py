@@ -1,7 +1,7 @@
 """Workers that are forks of a collector, which is a fork of a parent process.
 
-Linux, macOS and other systems with ``fork(2)``. Nothing to install; isolation is that between
-processes.
+Works on Linux, macOS and other systems with ``fork(2)``, without installing anything. Workers are
+isolated from each other as processes are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessBackend"]
 
-#: Seconds for a collector that is interrupted to undo what it has configured.
+#: Seconds for an interrupted collector to clean up.
 _INTERRUPT_TIMEOUT = 2.0
 
 
@@ -52,7 +52,7 @@ class ProcessBackend(Backend):
 
     def __init__(self, plan: Plan, keep: Keep) -> None:
         self._parent = Parent(plan, keep, self._note)
-        #: Collectors that this run has started, which are its to end.
+        #: Collectors that this run has started and has to end.
         self._collectors: dict[int, Process | None] = {}
         self._early: tuple[dict[str, Any], FrameSocket] | None = None
         self._collector: FrameSocket | None = None
@@ -122,7 +122,7 @@ class ProcessBackend(Backend):
         if self._collector is None:
             self._collector = self._ask_for_collector(control, request.to_json())
         events.register(self._collector, self._read_collector)
-        self._read_control()  # what has come with the greeting makes nobody look again
+        self._read_control()  # the selector does not report what was read with the greeting
 
     def start_collector(self, request: RunRequest) -> None:
         control = self._parent.control
@@ -133,7 +133,7 @@ class ProcessBackend(Backend):
                 self._early = early, collector
 
     def _take_early(self, request: RunRequest) -> FrameSocket | None:
-        """The collector that was started early, if it began with what is true now."""
+        """The collector that was started early, if the guess that it began with was right."""
         if self._early is None:
             return None
         (early, collector), self._early = self._early, None
@@ -163,11 +163,11 @@ class ProcessBackend(Backend):
             self._note(frame.message)
         if control.eof:
             self._events.unregister(control)
-            # Nobody else is left who could end them.
+            # The parent has gone, so nothing else would end them.
             self._end_collectors()
 
     def _note(self, message: dict[str, Any]) -> None:
-        """What the parent says of collectors."""
+        """Note what the parent reports about collectors."""
         if "forked" in message:
             pid = self._collector_pid = int(message["forked"])
             self._collector_status = self._collector_left = None
@@ -179,7 +179,7 @@ class ProcessBackend(Backend):
                 self._collector_left = _end(message)
 
     def _end_collectors(self) -> None:
-        """End what this run has started, and all that descends from it."""
+        """Kill the collectors that this run has started, and all their descendants."""
         while self._collectors:
             _pid, process = self._collectors.popitem()
             if process is not None:
@@ -208,7 +208,7 @@ class ProcessBackend(Backend):
 
     def _handle(self, message: dict[str, Any]) -> None:
         assert self._listener is not None
-        if "broken" not in message:  # else it is our own
+        if "broken" not in message:  # such a message does not come from the collector
             from pytest_forkd.channel.collector_messages import check_collected, only_entry
 
             assert self._collected is not None
@@ -224,7 +224,7 @@ class ProcessBackend(Backend):
             self._listener.on_worker_exit(failed["worker"], WorkerEnd(reason, unborn=True))
         elif "forked" not in message:
             if not message.keys() & {"warm", "broken"}:
-                self._ending = True  # it leaves by itself
+                self._ending = True  # it ends by itself
             self._listener.on_collector_message(message)
 
     def _collector_end(self) -> str:
@@ -286,7 +286,7 @@ class ProcessBackend(Backend):
     def interrupt(self) -> None:
         if self._collector is None or self._collector_pid is None:
             return
-        if not self._ending:  # else it has answered, and is about to leave by itself
+        if not self._ending:  # else it has answered, and is about to end by itself
             self._ending = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._collector_pid, signal.SIGINT)
@@ -331,7 +331,7 @@ class ProcessBackend(Backend):
 
 
 def _end(message: dict[str, Any]) -> WorkerEnd:
-    """How a process ended, as whoever has waited for it tells."""
+    """How a process ended, from the message of the process that has waited for it."""
     status = int(message["status"])
     return WorkerEnd(
         describe_exit(os.waitstatus_to_exitcode(status)),
@@ -344,7 +344,7 @@ def _end(message: dict[str, Any]) -> WorkerEnd:
 
 
 def _real_stderr(stack: contextlib.ExitStack) -> int:
-    """A descriptor for what workers write to standard error: the controller's own."""
+    """A descriptor of the controller's standard error, for workers to write to."""
     try:
         os.fstat(2)
     except OSError:

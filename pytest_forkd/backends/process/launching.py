@@ -23,7 +23,7 @@ from pytest_forkd.runtime.process_tree import Process
 
 __all__ = ["RUNTIME_FILES", "Keep", "disown", "launch", "runtime_directory", "wait_for_end"]
 
-#: What may be in a run's own directory.
+#: The files that may be in a run's own directory.
 RUNTIME_FILES = ("parent", "probe")
 
 
@@ -31,10 +31,10 @@ RUNTIME_FILES = ("parent", "probe")
 class Keep:
     """Whether and how parents are kept.
 
-    :ivar seconds: for which one is kept after a run; 0 for one that ends with it.
-    :ivar most: how many are kept for this user.
-    :ivar ignored: patterns of environment variables that make no other parent; those with ``!`` in
-        front do.
+    :ivar seconds: how long a parent is kept after a run; 0 if it ends with the run.
+    :ivar most: how many parents are kept for this user.
+    :ivar ignored: patterns of environment variables that do not matter for which parent is used;
+        those with ``!`` in front do.
     """
 
     seconds: float = 0.0
@@ -47,7 +47,7 @@ def runtime_directory() -> Path:
 
     In ``XDG_RUNTIME_DIR`` if that is set, else where temporary files go.
 
-    :raises BackendError: if none can be made or written to.
+    :raises BackendError: if it cannot be made or written to.
     """
     error: OSError | None = None
     for base in socket_bases(len("/pytest-forkd-12345678")):
@@ -57,7 +57,7 @@ def runtime_directory() -> Path:
             error = error or exc
             continue
         try:
-            (path / "probe").write_bytes(b"\0" * 4096)  # a full disk may still take a directory
+            (path / "probe").write_bytes(b"\0" * 4096)  # on a full disk, mkdir may still work
             (path / "probe").unlink()
         except OSError as exc:
             error = error or exc
@@ -77,16 +77,16 @@ def launch(
     """Start a parent that listens, and connect to it.
 
     :param plan: what it is to import.
-    :param path: of its socket, where it is not to be kept.
-    :param entry: where it is to be found by other runs; ``None`` if it is not to be kept.
-    :param keep: seconds for which it is kept.
+    :param path: path of its socket, if it is not to be kept.
+    :param entry: the entry by which other runs find it; ``None`` if it is not to be kept.
+    :param keep: seconds to keep it for.
     :returns: its process, and the connection.
     :raises BackendError: if it cannot be started.
     """
     with contextlib.ExitStack() as stack:
         address = str(path) if entry is None else entry.socket_path
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-        # Bound here and handed on: the first connection cannot come too early.
+        # Bound and listening before the parent starts, so the first connection cannot fail.
         listener.bind(address)
         listener.listen(16)
         plan_file = stack.enter_context(tempfile.TemporaryFile())
@@ -101,14 +101,14 @@ def launch(
         ]
         output: Any = None
         if entry is not None:
-            # Who reads this run's output waits until nobody has it open any more.
+            # A kept parent must not hold this run's output open: its reader would wait for the end.
             output = stack.enter_context(entry.create("log"))
             command += [f"--directory={entry.path}", f"--keep={keep}"]
         else:
             command.append(f"--controller={os.getpid()}")
         try:
-            # In a session of its own: Ctrl-C on a terminal reaches the controller alone, which
-            # interrupts each worker once, and a test that asks the terminal gets an error.
+            # In a session of its own: Ctrl-C on a terminal reaches only the controller, which then
+            # interrupts each worker once; and a test that reads from the terminal gets an error.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -144,5 +144,5 @@ def wait_for_end(process: subprocess.Popen[bytes], timeout: float) -> bool:
 
 
 def disown(process: subprocess.Popen[bytes]) -> None:
-    """Let a process live on without the warning that nobody has waited for it."""
+    """Prevent subprocess's ResourceWarning about a process that is left running."""
     process.returncode = 0

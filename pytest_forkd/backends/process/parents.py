@@ -1,8 +1,8 @@
-"""The parent of a run, as the controller sees it: found or made, greeted, let go.
+"""The controller's side of a run's parent: finds or makes one, greets it, and releases it.
 
-A kept parent may have been stopped, may hang, or may be busy: no more than a request that costs
-nothing is sent to one until it has shown that it answers. What is sent would stay in its socket,
-descriptors included, and who reads the run's output would wait for those.
+A kept parent may be stopped, hung or busy. Until it has shown that it answers, only a harmless
+request is sent to it: anything else would stay in its socket, with descriptors of the run's output,
+and the reader of that output would wait until they are closed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from pytest_forkd.runtime.process_tree import Process, end_tree
 
 __all__ = ["Parent"]
 
-#: Seconds for a process that has been told to end to do so.
+#: Seconds for a process to end after being told to.
 _END_TIMEOUT = 5.0
-#: A parent that was found to be stale is replaced; one that is stale at once is not, for ever.
+#: How often a stale parent is replaced, in case that every new one is stale at once.
 _MAX_ATTEMPTS = 3
-#: Characters of what a parent said before it died.
+#: Characters shown of the output of a parent that has died.
 _MAX_LOG = 2000
 
 
@@ -49,7 +49,7 @@ class Parent:
 
     :param plan: what it is to import.
     :param keep: whether it is kept.
-    :param note: is told what it says of collectors, wherever that comes in between.
+    :param note: called with messages about collectors that arrive while waiting for another one.
 
     :ivar control: the connection; ``None`` before :meth:`start` and once it is lost.
     :ivar hello: its greeting, once it has come.
@@ -63,18 +63,18 @@ class Parent:
         self.origin = ""
         self.control: FrameSocket | None = None
         self.hello: dict[str, Any] | None = None
-        #: Of this run's making; it may be used by others by now.
+        #: The process, if this run has started it; other runs may use it, too.
         self._process: subprocess.Popen[bytes] | None = None
         self._store: Store | None = None
         self._entry: Entry | None = None
-        #: It answers, or has yet to begin to and is this run's own.
+        #: Whether it has answered, or was started by this run.
         self._confirmed = False
-        #: Names of kept ones that do not answer.
+        #: Names of kept parents that do not answer.
         self._silent: set[str] = set()
 
     @property
     def is_confirmed(self) -> bool:
-        """Whether what is sent to it, descriptors included, is known to be read."""
+        """Whether it is known to read what is sent to it, so that descriptors may be sent."""
         return self.control is not None and (self._confirmed or self.hello is not None)
 
     @property
@@ -87,7 +87,7 @@ class Parent:
     # -- found or made -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find one, or begin to make one; its greeting is not waited for.
+        """Find a parent, or begin to make one, without waiting for its greeting.
 
         :raises BackendError: if none can be made.
         """
@@ -104,7 +104,7 @@ class Parent:
             try:
                 self._launch(directory / "parent", None)
             finally:
-                # Nobody else is to connect, so nothing of the run needs a name any more.
+                # No other process has to connect, so the socket needs no name any more.
                 remove_directory(directory, RUNTIME_FILES)
         if self._process is not None:
             self._open()
@@ -138,7 +138,7 @@ class Parent:
             self._nudge(self._store)
 
     def _find(self, store: Store, mark: str) -> bool:
-        """Connect to a kept parent that answers, or is about to."""
+        """Connect to a kept parent that answers, or is still preloading."""
         for entry in store.entries(mark):
             if self._entry is None and entry.name not in self._silent:
                 with contextlib.suppress(OSError, EOFError, FrameError):
@@ -170,7 +170,7 @@ class Parent:
             self._entry = entry
 
     def _give_up(self, entry: Entry, why: NotAnswering) -> None:
-        """Leave a kept parent alone: others may be using it, or have stopped it on purpose."""
+        """Ignore a kept parent, but do not end it: others may use it, or have stopped it."""
         self._silent.add(entry.name)
         process = entry.process
         number = f" ({process.pid})" if process is not None else ""
@@ -178,7 +178,7 @@ class Parent:
 
     @staticmethod
     def _nudge(store: Store) -> None:
-        """Have the others look at once whether there are more than are to be kept."""
+        """Wake the other kept parents, so that they check at once whether there are too many."""
         for entry in store.entries():
             connection = entry.connect()
             if connection is not None:
@@ -187,7 +187,7 @@ class Parent:
 
     def _open(self) -> None:
         assert self.control is not None
-        with contextlib.suppress(OSError):  # its end is noticed where its greeting is awaited
+        with contextlib.suppress(OSError):  # if it has ended, waiting for its greeting fails
             keep, most = self._keep.seconds, self._keep.most
             self.control.send({"open": {"keep": keep, "most": most, "skip": self._plan.skip}})
 
@@ -199,7 +199,7 @@ class Parent:
     # -- greeted -------------------------------------------------------------------------------
 
     def connect(self) -> FrameSocket:
-        """The connection to a parent that has said hello, and is one that this run may use.
+        """The connection to a parent that has greeted, and that this run may use.
 
         :raises BackendError: if there is none.
         """
@@ -222,7 +222,7 @@ class Parent:
             why = self._greet()
             if why is None:
                 return self.control
-            # A kept one that has changed, or that was just ending. Nobody finds it any more.
+            # A kept parent that is stale, or was just ending. No run can find it any more.
             self.drop()
             if why:
                 self.origin = f"parent remade: {why}"
@@ -236,12 +236,12 @@ class Parent:
             process = Process.running(self._process.pid)
         else:
             process = entry.process if entry is not None else None
-        # One that has greeted answers at once, wherever it is.
+        # Without an entry: once a parent has greeted, it answers at once.
         rest = "ready" if self.hello is not None else "preloading"
         return receive(self.control, process, lambda: entry.state if entry is not None else rest)
 
     def _greet(self) -> str | None:
-        """Take the parent's greeting; returns why it is not to be used."""
+        """Wait for the parent's greeting; returns why it must not be used, if so."""
         try:
             while "hello" not in (hello := self._receive()):
                 pass
@@ -277,13 +277,13 @@ class Parent:
         return None
 
     def describe(self) -> str:
-        """How it came about; a kept one is asked for its age first."""
+        """How the parent came about; waits for the greeting of a kept one, to know its age."""
         if self._keep.seconds and self._process is None and self.hello is None:
             self.connect()
         return self.origin
 
     def learn(self, modules: list[str]) -> None:
-        """Tell a parent that is kept what this run's collection has imported."""
+        """Tell a kept parent which modules this run's collection has imported."""
         if self._keep.seconds and self.control is not None:
             with contextlib.suppress(OSError):
                 self.control.send({"learn": modules})
@@ -291,7 +291,7 @@ class Parent:
     # -- let go --------------------------------------------------------------------------------
 
     def end(self) -> str:
-        """How it has ended, in words."""
+        """How the parent has ended, in words."""
         if self._process is None:
             return "closed its connection"
         try:
@@ -307,7 +307,7 @@ class Parent:
         return end
 
     def end_own(self) -> None:
-        """Kill a parent that nobody but this run has, with what descends from it."""
+        """Kill a parent that only this run uses, with all its descendants."""
         assert self._process is not None
         process = Process.running(self._process.pid)
         if process is not None:
@@ -318,7 +318,7 @@ class Parent:
             self._entry.remove()
 
     def drop(self) -> None:
-        """Forget it, so that the next :meth:`connect` finds or makes one."""
+        """Forget the parent, so that the next :meth:`connect` finds or makes one."""
         if self.control is not None:
             self.control.close()
         if self._process is not None and self._process.poll() is None:
@@ -326,7 +326,7 @@ class Parent:
         self._forget()
 
     def replace(self, plan: Plan) -> None:
-        """Forget it; the next one is to import something else."""
+        """Forget the parent; the next one gets another plan."""
         self.drop()
         self._plan, self.origin = plan, "another parent made"
 
@@ -337,9 +337,9 @@ class Parent:
         self._confirmed = False
 
     def close(self) -> bool:
-        """Have it end what is left of this run, and let it go; safe to call twice.
+        """Have the parent end what is left of this run, and release it; safe to call twice.
 
-        :returns: whether it has; if not, what this run has started is to be ended by its starter.
+        :returns: whether it has done so; if not, the caller has to end what this run has started.
         """
         released = True
         if self.control is not None:
@@ -349,14 +349,14 @@ class Parent:
             self.control = None
         if self._process is not None:
             if not self._keep.seconds:
-                # It kills what descends from it as soon as its connection is closed.
+                # It kills its descendants when its connection is closed, and ends.
                 released = wait_for_end(self._process, _END_TIMEOUT)
                 if not released:
                     self.end_own()
             elif self.hello is None:
                 self._call_off(self._process)
             else:
-                if not self.hello["kept"]:  # it ends with this run, of use to no other one
+                if not self.hello["kept"]:  # no other run may use it, so it ends with this one
                     wait_for_end(self._process, _END_TIMEOUT)
                 disown(self._process)
         self._forget()
@@ -366,7 +366,7 @@ class Parent:
         return released
 
     def _release(self, control: FrameSocket) -> bool:
-        """Have the parent, which stays, end what is left of this run."""
+        """Have a kept parent end what is left of this run."""
         with contextlib.suppress(OSError, EOFError, FrameError):
             control.send({"release": {}})
             while "released" not in (message := self._receive()):
@@ -375,14 +375,14 @@ class Parent:
         return False
 
     def _call_off(self, process: subprocess.Popen[bytes]) -> None:
-        """End a kept parent that was made for a run that came to nothing (bad options, say).
+        """End a parent that was to be kept, since its run has failed, for example for bad options.
 
-        Another run that waits for it makes its own. One that uses it already goes on: the parent
-        ends after that.
+        If another run is waiting for it, that run makes its own. If another run uses it already,
+        the parent ends after that run.
         """
         entry = self._entry
         assert entry is not None
-        # Until it is ready it has no handler, and dies of this.
+        # Before it is ready it has no handler for this signal, which kills it.
         process.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + _END_TIMEOUT
         while process.poll() is None and entry.exists() and time.monotonic() < deadline:

@@ -27,7 +27,7 @@ from pytest_forkd.channel.mux import (
     data_frames,
 )
 from pytest_forkd.parent.plan import Plan
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Artifact, ArtifactStore
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
 from pytest_forkd.sync.difference import difference
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="forkd-bench-") as folder:
         cache = options.cache or Path(folder) / "cache"
-        base, snapshot = build(Store(cache / "pytest-forkd"))
+        base, snapshot = build(ArtifactStore(cache / "pytest-forkd"))
         restore(base, snapshot, options.repeat)
         serial(base, snapshot)
         sending(base, snapshot)
@@ -73,7 +73,7 @@ def main() -> None:
         run(cache, Path(folder) / "suite", options.repeat)
 
 
-def build(store: Store) -> tuple[Base, Entry]:
+def build(store: ArtifactStore) -> tuple[Base, Artifact]:
     print("| building | seconds |\n| --- | ---: |")
     begin = time.perf_counter()
     seen: list[str] = []
@@ -116,7 +116,7 @@ def end(vms: list[VirtualMachine]) -> None:
         vm.channel.close()
 
 
-def restore(base: Base, entry: Entry, repeat: int) -> None:
+def restore(base: Base, entry: Artifact, repeat: int) -> None:
     print("| clones | running, s | ready, s | memory of each (PSS), MiB |")
     print("| ---: | ---: | ---: | ---: |")
     for count in COUNTS:
@@ -147,7 +147,7 @@ def proportional(pid: int) -> float:
     raise LookupError("Pss")
 
 
-def serial(base: Base, entry: Entry) -> None:
+def serial(base: Base, entry: Artifact) -> None:
     begin = time.perf_counter()
     for _ in range(100):
         vm = VirtualMachine.restore(base.hardware, Snapshot.in_folder(entry.path))
@@ -158,7 +158,7 @@ def serial(base: Base, entry: Entry) -> None:
     print(f"100 clones, one after the other: {time.perf_counter() - begin:.1f} s, none failed\n")
 
 
-def sending(base: Base, entry: Entry) -> None:
+def sending(base: Base, entry: Artifact) -> None:
     """How fast files get into a guest, and are written there."""
     with tempfile.TemporaryDirectory(prefix="forkd-bench-") as folder:
         for number in range(32):

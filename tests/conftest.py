@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_forkd.parent.kept.store import Store
+from pytest_forkd.parent.kept.store import ParentStore
 from tests.leftovers import end_kept_parents, run_processes
 
 pytest_plugins = ["pytester", "tests.forkd_fixtures", "tests.qemu_fixtures"]
@@ -58,7 +58,7 @@ def _own_parents(_plain_environment: None, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
         yield
         for name in os.listdir(folder):
-            end_kept_parents(Store(Path(folder) / name))
+            end_kept_parents(ParentStore(Path(folder) / name))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import signal
 import time
 
 from pytest_forkd.channel.frames import FrameError, FrameSocket
-from pytest_forkd.parent.kept.store import Store, StoreError
+from pytest_forkd.parent.kept.store import ParentStore, StoreError
 
 __all__ = ["end_kept_parents", "run_processes", "wait_for_no_processes"]
 
@@ -48,7 +48,7 @@ def wait_for_no_processes(directory: str, limit: float) -> list[str]:
         time.sleep(0.02)
 
 
-def end_kept_parents(store: Store) -> list[int]:
+def end_kept_parents(store: ParentStore) -> list[int]:
     """End the kept parents of a store; returns their process ids."""
     pids = []
     connections: list[FrameSocket] = []

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.parent.plan import Plan, Rewriting
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Artifact, ArtifactStore
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
 from tests.conftest import Runner
 
@@ -41,11 +41,11 @@ def run_plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory, run_plan: Plan) -> tuple[Path, Base, Entry]:
+def warm(tmp_path_factory: pytest.TempPathFactory, run_plan: Plan) -> tuple[Path, Base, Artifact]:
     """A cache directory with an image and a snapshot of this environment."""
     kept = os.environ.get("PYTEST_FORKD_QEMU_CACHE")
     cache = Path(kept) if kept else tmp_path_factory.mktemp("cache")
-    store = Store(cache / "pytest-forkd")
+    store = ArtifactStore(cache / "pytest-forkd")
     try:
         base = find_base(store)
     except BackendError as exc:
@@ -57,7 +57,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory, run_plan: Plan) -> tuple[Path
 
 @pytest.fixture
 def qemu(
-    warm: tuple[Path, Base, Entry], run: Runner, monkeypatch: pytest.MonkeyPatch
+    warm: tuple[Path, Base, Artifact], run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., pytest.RunResult]:
     """Run the suite in the test's directory in virtual machines."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))

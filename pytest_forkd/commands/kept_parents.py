@@ -12,7 +12,7 @@ from typing import Any
 from pytest_forkd.channel.frames import FrameError
 from pytest_forkd.console.tables import duration, print_table
 from pytest_forkd.parent.kept.answers import NotAnswering, receive
-from pytest_forkd.parent.kept.store import Entry, Store
+from pytest_forkd.parent.kept.store import KeptParent, ParentStore
 from pytest_forkd.runtime.process_tree import Process, end_tree
 
 __all__ = ["add_parent_commands"]
@@ -113,12 +113,12 @@ def _stop_one(parent: _Asked) -> bool:
     return True
 
 
-def _parents() -> list[Entry]:
+def _parents() -> list[KeptParent]:
     """The entries of all kept parents.
 
     :raises StoreError: if others own or can access the directory.
     """
-    with Store.find() as store:
+    with ParentStore.find() as store:
         return store.entries()
 
 
@@ -130,7 +130,7 @@ class _Asked:
     :ivar why: what is wrong with it, if it does not answer.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: KeptParent) -> None:
         self.entry = entry
         self.process = entry.process
         self.connection = entry.connect()

@@ -20,7 +20,7 @@ from pytest_forkd.forkd.errors import (
 )
 from pytest_forkd.machines.backend import Host, MachinesBackend, Place
 from pytest_forkd.machines.machine import Link, Machine, MachineError
-from pytest_forkd.machines.working_tree import Project, SyncSettings
+from pytest_forkd.machines.working_tree import ProjectSource, SyncSettings
 
 if TYPE_CHECKING:
     from pytest_forkd.channel.event_queue import EventQueue
@@ -258,7 +258,7 @@ class ForkdBackend(MachinesBackend):
     rebuild = "pytest-forkd snapshot build"
 
     def __init__(self, settings: ForkdSettings, sync: SyncSettings) -> None:
-        super().__init__(Project(sync))
+        super().__init__(ProjectSource(sync))
         self._settings = settings
         self._daemons: list[Daemon] = []
         self._token: str | None = None

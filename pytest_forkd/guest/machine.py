@@ -18,7 +18,7 @@ from pytest_forkd.channel.mux import CONTROL, FILES, parse_control
 from pytest_forkd.guest.disk import prepare_disk
 from pytest_forkd.guest.nursery import Connection, GuestNursery
 from pytest_forkd.guest.port import Port
-from pytest_forkd.guest.project import Project
+from pytest_forkd.guest.project import ProjectCopy
 from pytest_forkd.guest.rehearsal import rehearse
 from pytest_forkd.guest.relay import PATHS
 from pytest_forkd.guest.restore import restore
@@ -132,7 +132,7 @@ class _Guest:
     def __init__(self, port: Port | VirtioPort, preloaded: Preloaded) -> None:
         self.port = port
         self.preloaded = preloaded
-        self.project = Project()
+        self.project = ProjectCopy()
 
     def run(self) -> int:
         """Wait until the controller has a run, and become its collector."""

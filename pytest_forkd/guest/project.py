@@ -7,10 +7,10 @@ from typing import Any
 from pytest_forkd.sync.apply import Applier, ApplyError
 from pytest_forkd.sync.tree import manifest, texts
 
-__all__ = ["Project"]
+__all__ = ["ProjectCopy"]
 
 
-class Project:
+class ProjectCopy:
     """Answers and applies what the controller sends about the working tree."""
 
     def __init__(self) -> None:

@@ -35,9 +35,9 @@ from pytest_forkd.machines import host as hosts
 from pytest_forkd.machines.fleet import CLOSE_LIMIT, Fleet
 from pytest_forkd.machines.guest_environment import for_guests
 from pytest_forkd.machines.guest_messages import ANSWERS
-from pytest_forkd.machines.host import Entry, Host, Place
+from pytest_forkd.machines.host import Host, KnownMachine, Place
 from pytest_forkd.machines.no_collection import no_collection
-from pytest_forkd.machines.working_tree import Project
+from pytest_forkd.machines.working_tree import ProjectSource
 
 __all__ = ["Host", "MachinesBackend", "Place"]
 
@@ -64,7 +64,7 @@ class MachinesBackend(Fleet, Backend):
     trusted = False
     min_shared_collection_seconds = 1.0
 
-    def __init__(self, project: Project | None = None) -> None:
+    def __init__(self, project: ProjectSource | None = None) -> None:
         super().__init__(project)
         self._events: EventQueue | None = None
         self._listener: Listener | None = None
@@ -126,13 +126,13 @@ class MachinesBackend(Fleet, Backend):
             for host in self._hosts:
                 self._make_at(host, 1)
 
-    def _ask_to_collect(self, entry: Entry) -> None:
+    def _ask_to_collect(self, entry: KnownMachine) -> None:
         assert self._request is not None
         entry.stage = "collecting"
         self._watch(entry, hosts.COLLECT_LIMIT, "what it has collected")
         entry.machine.post({"collect": for_guests(self._request, self._environ_patterns())})
 
-    def _watch(self, entry: Entry, limit: float, what: str) -> None:
+    def _watch(self, entry: KnownMachine, limit: float, what: str) -> None:
         """Drop a machine that has not said ``what`` within ``limit`` seconds."""
         reason = f"it has not said within {limit:g} seconds {what}"
         entry.watch(limit, self._mailbox.post, lambda: self._lost(entry, reason))
@@ -141,7 +141,7 @@ class MachinesBackend(Fleet, Backend):
         """Patterns of the variables that guests get besides the usual ones."""
         return []
 
-    def _collected(self, entry: Entry, name: str, value: Any) -> None:
+    def _collected(self, entry: KnownMachine, name: str, value: Any) -> None:
         """A collector has answered."""
         entry.unwatch()
         if name == "warm" and value["level"] == "imports":
@@ -169,7 +169,7 @@ class MachinesBackend(Fleet, Backend):
         )
         self._tell_answer({"warm": value})
 
-    def _branched(self, entry: Entry, branch: object) -> None:
+    def _branched(self, entry: KnownMachine, branch: object) -> None:
         self._branches[id(entry.host)] = branch
         self._remove(entry)
         self._deal_soon()
@@ -184,14 +184,14 @@ class MachinesBackend(Fleet, Backend):
 
     # -- what becomes of machines ----------------------------------------------------------------
 
-    def _is_ready(self, entry: Entry, *, collected: bool) -> None:
+    def _is_ready(self, entry: KnownMachine, *, collected: bool) -> None:
         if collected:
             entry.stage = "idle"
             self._deal_soon()
         else:
             self._ask_to_collect(entry)
 
-    def _said(self, entry: Entry, name: str, value: Any) -> None:
+    def _said(self, entry: KnownMachine, name: str, value: Any) -> None:
         if entry.stage == "gone":
             return
         if entry.stage == "collecting" and name in ANSWERS:
@@ -204,13 +204,13 @@ class MachinesBackend(Fleet, Backend):
         else:
             self._lost(entry, f"it said {name!r}, which nobody had asked for")
 
-    def _lost_worker(self, entry: Entry, reason: str, *, blameless: bool) -> None:
+    def _lost_worker(self, entry: KnownMachine, reason: str, *, blameless: bool) -> None:
         assert entry.machine.worker is not None
         if not entry.ended:
             end = WorkerEnd(reason, blameless=blameless, abrupt=True)
             self._end_worker(entry.machine.worker, end)
 
-    def _fail(self, entry: Entry, reason: str) -> None:
+    def _fail(self, entry: KnownMachine, reason: str) -> None:
         """Give up, since this machine has shown that no other one would work, either."""
         if not self._answered and entry.stage != "gone":
             for each in list(self._entries.values()):
@@ -289,7 +289,7 @@ class MachinesBackend(Fleet, Backend):
         if missing > 0 and self._usable_hosts():
             self._make(missing)
 
-    def _assign(self, entry: Entry, order: _Order) -> None:
+    def _assign(self, entry: KnownMachine, order: _Order) -> None:
         machine = entry.machine
         entry.stage = "busy"
         self._watch(entry, hosts.FORK_LIMIT, "that its worker exists")
@@ -298,7 +298,7 @@ class MachinesBackend(Fleet, Backend):
             machine.attach(order.channel)
         machine.post({"fork": order.message})
 
-    def _worker_said(self, entry: Entry, name: str, value: dict[str, Any]) -> None:
+    def _worker_said(self, entry: KnownMachine, name: str, value: dict[str, Any]) -> None:
         worker = entry.machine.worker
         if value["worker"] != worker or entry.ended:
             self._lost(entry, f"it speaks of the worker {value['worker']!r}, which is another's")
@@ -345,7 +345,7 @@ class MachinesBackend(Fleet, Backend):
         else:
             entry.machine.post({"signal": {"worker": worker, "signum": signum}})
 
-    def _entry_of(self, worker: str) -> Entry | None:
+    def _entry_of(self, worker: str) -> KnownMachine | None:
         for entry in self._entries.values():
             if entry.machine.worker == worker and entry.stage == "busy":
                 return entry

@@ -10,10 +10,10 @@ import time
 from typing import Any
 
 from pytest_forkd import __version__
-from pytest_forkd.machines.host import Entry, Host, Place
+from pytest_forkd.machines.host import Host, KnownMachine, Place
 from pytest_forkd.machines.machine import Machine, MachineError
 from pytest_forkd.machines.main_loop_calls import Mailbox
-from pytest_forkd.machines.working_tree import Project
+from pytest_forkd.machines.working_tree import ProjectSource
 
 __all__ = ["CLOSE_LIMIT", "Fleet"]
 
@@ -30,13 +30,13 @@ class Fleet(abc.ABC):
     #: The command that rebuilds the snapshot.
     rebuild = ""
 
-    def __init__(self, project: Project | None) -> None:
+    def __init__(self, project: ProjectSource | None) -> None:
         self._project = project
         self._mailbox = Mailbox()
         self._hosts: list[Host] = []
         #: Snapshots of machines that have collected, by host.
         self._branches: dict[int, object] = {}
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, KnownMachine] = {}
         #: How many machines have been requested but are not set up yet, by host.
         self._making: collections.Counter[int] = collections.Counter()
         self._level = ""
@@ -56,15 +56,15 @@ class Fleet(abc.ABC):
         """
 
     @abc.abstractmethod
-    def _is_ready(self, entry: Entry, *, collected: bool) -> None:
+    def _is_ready(self, entry: KnownMachine, *, collected: bool) -> None:
         """Called when a machine has been set up."""
 
     @abc.abstractmethod
-    def _said(self, entry: Entry, name: str, value: Any) -> None:
+    def _said(self, entry: KnownMachine, name: str, value: Any) -> None:
         """Called with each message of a guest that has been set up."""
 
     @abc.abstractmethod
-    def _lost_worker(self, entry: Entry, reason: str, *, blameless: bool) -> None:
+    def _lost_worker(self, entry: KnownMachine, reason: str, *, blameless: bool) -> None:
         """Called when a machine with a worker is lost."""
 
     @abc.abstractmethod
@@ -79,7 +79,7 @@ class Fleet(abc.ABC):
         """Called when there is no host left that could make a machine."""
 
     @abc.abstractmethod
-    def _fail(self, entry: Entry, reason: str) -> None:
+    def _fail(self, entry: KnownMachine, reason: str) -> None:
         """Called when a machine has shown that no other one would work, either."""
 
     # -- machines ------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Fleet(abc.ABC):
             entry = self._enter(host, place, from_snapshot=branch is None)
             entry.machine.start()
 
-    def _enter(self, host: Host, place: Place, *, from_snapshot: bool) -> Entry:
+    def _enter(self, host: Host, place: Place, *, from_snapshot: bool) -> KnownMachine:
         def set_up(machine: Machine) -> None:
             hello = machine.restore()
             if from_snapshot:
@@ -167,17 +167,17 @@ class Fleet(abc.ABC):
             else:
                 self._mailbox.post(lambda: self._said(entry, name, value))
 
-        entry = Entry(host, place, Machine(place.name, place.connect, set_up, tell))
+        entry = KnownMachine(host, place, Machine(place.name, place.connect, set_up, tell))
         self._entries[id(entry)] = entry
         return entry
 
-    def _is_set_up(self, entry: Entry, *, collected: bool) -> None:
+    def _is_set_up(self, entry: KnownMachine, *, collected: bool) -> None:
         if entry.stage == "gone":
             return
         self._making[id(entry.host)] -= 1
         self._is_ready(entry, collected=collected)
 
-    def _lost(self, entry: Entry, reason: str, *, blameless: bool = False) -> None:
+    def _lost(self, entry: KnownMachine, reason: str, *, blameless: bool = False) -> None:
         """Handle the loss of a machine.
 
         :param blameless: whether its host is gone, with all machines there.
@@ -190,7 +190,7 @@ class Fleet(abc.ABC):
         else:
             self._lose(entry, reason)
 
-    def _lose(self, entry: Entry, reason: str, *, blameless: bool = False) -> None:
+    def _lose(self, entry: KnownMachine, reason: str, *, blameless: bool = False) -> None:
         stage = entry.stage
         self._remove(entry)
         if stage == "busy":
@@ -219,7 +219,7 @@ class Fleet(abc.ABC):
             if entry.host is host:
                 self._lose(entry, reason, blameless=True)
 
-    def _remove(self, entry: Entry) -> None:
+    def _remove(self, entry: KnownMachine) -> None:
         """Forget a machine, and have it removed in a thread."""
         if entry.stage != "gone":
             if entry.stage == "setup":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pytest_forkd.machines.machine import Link, Machine
 
-__all__ = ["COLLECT_LIMIT", "FORK_LIMIT", "Entry", "Host", "Place"]
+__all__ = ["COLLECT_LIMIT", "FORK_LIMIT", "Host", "KnownMachine", "Place"]
 
 #: Seconds for a guest to say that it has forked its worker.
 FORK_LIMIT = 60.0
@@ -64,7 +64,7 @@ class Host(abc.ABC):
         """Remove what is left of the run, branches included; never raises."""
 
 
-class Entry:
+class KnownMachine:
     """What the backend knows about a machine.
 
     :ivar stage: ``setup``, ``collecting``, ``branching``, ``idle``, ``busy`` or ``gone``.

@@ -290,7 +290,7 @@ class Machine:
         :raises Silent: if it does not.
         """
         if self._pulse is None:
-            return self._receive()  # until it is closed; see Entry.watch()
+            return self._receive()  # until it is closed; see KnownMachine.watch()
         assert self._link is not None
         begin = time.monotonic()
         data = self._link.receive(self._pulse.patience)

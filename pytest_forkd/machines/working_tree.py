@@ -14,7 +14,7 @@ from pytest_forkd.sync.difference import Difference, difference, manifest_from_j
 from pytest_forkd.sync.pack import pack
 from pytest_forkd.sync.scan import Rules, SyncError, WorkingTree, find_root, scan
 
-__all__ = ["Project", "SyncSettings"]
+__all__ = ["ProjectSource", "SyncSettings"]
 
 #: Seconds for a guest to read all of its tree, or to write the changes.
 _TREE_LIMIT = 300.0
@@ -57,7 +57,7 @@ class _Plan:
     packed: list[bytes] | None = None
 
 
-class Project:
+class ProjectSource:
     """The working tree of a run; may be used from several threads.
 
     :param settings: what to send.

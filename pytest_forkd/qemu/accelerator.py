@@ -19,7 +19,7 @@ from pathlib import Path
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.image import PROBE_MARK
 from pytest_forkd.qemu.kernel import Kernel
-from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.store import ArtifactStore
 from pytest_forkd.qemu.vm import Hardware, Snapshot, VirtualMachine, VmError
 
 __all__ = ["Accelerator", "find_accelerator", "find_qemu", "is_new_enough", "qemu_version"]
@@ -93,7 +93,7 @@ def is_new_enough(version: str) -> bool:
 
 
 def find_accelerator(
-    store: Store, qemu: str, kernel: Kernel, initrd: Path, *, anew: bool = False
+    store: ArtifactStore, qemu: str, kernel: Kernel, initrd: Path, *, anew: bool = False
 ) -> Accelerator:
     """KVM if it works, else emulation.
 

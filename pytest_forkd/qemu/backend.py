@@ -21,11 +21,11 @@ from pytest_forkd.channel.exec_stream import StreamError
 from pytest_forkd.channel.mux import OPEN, data_frames
 from pytest_forkd.machines.backend import Host, MachinesBackend, Place
 from pytest_forkd.machines.machine import Machine, MachineError
-from pytest_forkd.machines.working_tree import Project, SyncSettings
+from pytest_forkd.machines.working_tree import ProjectSource, SyncSettings
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.qemu.accelerator import Accelerator
 from pytest_forkd.qemu.progress import ProgressBar
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Artifact, ArtifactStore
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
 from pytest_forkd.qemu.warmup import DEFAULT_MEMORY, Base, check_memory, find_base, warm_snapshot
 
@@ -148,7 +148,7 @@ class QemuHost(Host):
 
     name = "this machine"
 
-    def __init__(self, base: Base, snapshot: Entry, branchable: Callable[[], bool]) -> None:
+    def __init__(self, base: Base, snapshot: Artifact, branchable: Callable[[], bool]) -> None:
         self._base = base
         self._snapshot = Snapshot.in_folder(snapshot.path)
         self._rebuild = f"To have the snapshot built anew: pytest-forkd image rm {snapshot.name}"
@@ -250,7 +250,6 @@ class QemuBackend(MachinesBackend):
     :param settings: what the guests are like.
     :param sync: which part of the working tree they get.
     :param plan: what their parent is to import.
-    :param store: where images and snapshots are kept.
     """
 
     name = "qemu"
@@ -258,18 +257,16 @@ class QemuBackend(MachinesBackend):
     min_shared_collection_seconds = 0.5
     rebuild = "pytest-forkd image prune --older-than 0s"
 
-    def __init__(
-        self, settings: QemuSettings, sync: SyncSettings, plan: Plan, store: Store | None = None
-    ) -> None:
+    def __init__(self, settings: QemuSettings, sync: SyncSettings, plan: Plan) -> None:
         # A snapshot is never stale, since the image's fingerprint covers what is installed.
         include = (*sync.include, *_BUILT)
-        super().__init__(Project(replace(sync, allow_stale=True, include=include)))
+        super().__init__(ProjectSource(replace(sync, allow_stale=True, include=include)))
         self._settings = settings
         self._plan = plan
-        self._store = store or Store.find()
+        self._store = ArtifactStore.find()
         self._progress = ProgressBar()
         self._held = contextlib.ExitStack()
-        self._preparation: Future[tuple[Base, Entry]] | None = None
+        self._preparation: Future[tuple[Base, Artifact]] | None = None
         self._preparer = ThreadPoolExecutor(1, "forkd-qemu")
         self._stopping = threading.Event()
         self._host: QemuHost | None = None
@@ -284,7 +281,7 @@ class QemuBackend(MachinesBackend):
             raise BackendError("the run has ended")
         self._progress.set(stage, part)
 
-    def _prepare(self) -> tuple[Base, Entry]:
+    def _prepare(self) -> tuple[Base, Artifact]:
         settings = self._settings
         base = find_base(
             self._store,
@@ -318,7 +315,7 @@ class QemuBackend(MachinesBackend):
             self._host = QemuHost(base, snapshot, lambda: self._level == "collection")
         return [self._host]
 
-    def _wait_for(self, preparation: Future[tuple[Base, Entry]]) -> tuple[Base, Entry]:
+    def _wait_for(self, preparation: Future[tuple[Base, Artifact]]) -> tuple[Base, Artifact]:
         """Wait with a progress bar; every stage has a limit of its own."""
         try:
             while True:

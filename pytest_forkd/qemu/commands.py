@@ -69,7 +69,7 @@ def _build(options: argparse.Namespace) -> int:
     from pytest_forkd.qemu.image import build_image
     from pytest_forkd.qemu.kernel import find_kernel
     from pytest_forkd.qemu.progress import ProgressBar
-    from pytest_forkd.qemu.store import Store
+    from pytest_forkd.qemu.store import ArtifactStore
 
     bar = ProgressBar()
 
@@ -77,7 +77,7 @@ def _build(options: argparse.Namespace) -> int:
         bar.set(stage, part)
         bar.draw()
 
-    store = Store.find()
+    store = ArtifactStore.find()
     try:
         kernel = find_kernel(store, options.kernel)
         image = build_image(store, kernel, options.include, progress=progress)
@@ -91,9 +91,9 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from pytest_forkd.qemu.store import Store
+    from pytest_forkd.qemu.store import ArtifactStore
 
-    entries = Store.find().entries()
+    entries = ArtifactStore.find().entries()
     if not entries:
         print("nothing has been built")
         return 0
@@ -120,9 +120,9 @@ def _what(kind: str, meta: dict[str, Any]) -> str:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from pytest_forkd.qemu.store import Store
+    from pytest_forkd.qemu.store import ArtifactStore
 
-    store = Store.find()
+    store = ArtifactStore.find()
     failures = 0
     for name in options.names:
         found = [entry for entry in store.entries() if entry.name.startswith(name)]
@@ -137,9 +137,9 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from pytest_forkd.qemu.store import Store
+    from pytest_forkd.qemu.store import ArtifactStore
 
-    store = Store.find()
+    store = ArtifactStore.find()
     store.sweep()
     failures = 0
     now = time.time()

@@ -16,7 +16,7 @@ from pytest_forkd.console.tables import duration
 from pytest_forkd.qemu.accelerator import find_accelerator, find_qemu, is_new_enough, qemu_version
 from pytest_forkd.qemu.image import initramfs, mke2fs
 from pytest_forkd.qemu.kernel import Kernel, busybox, find_kernel
-from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.store import ArtifactStore
 from pytest_forkd.qemu.warmup import DEFAULT_MEMORY, available_memory
 
 __all__ = ["examine"]
@@ -33,7 +33,7 @@ def examine(kernel: str | None = None, workers: int | None = None) -> Iterator[C
     :param kernel: the kernel to use, if one was given.
     :param workers: how many workers a run will have.
     """
-    store = Store.find()
+    store = ArtifactStore.find()
     qemu = None
     try:
         qemu = find_qemu()
@@ -75,7 +75,7 @@ def _problem(name: str, exc: BackendError) -> Check:
     return Check(name, "problem", first, rest)
 
 
-def _kvm(store: Store, qemu: str, kernel: Kernel, shell: Path) -> Check:
+def _kvm(store: ArtifactStore, qemu: str, kernel: Kernel, shell: Path) -> Check:
     with tempfile.TemporaryDirectory(prefix="pytest-forkd-") as folder:
         initrd = Path(folder) / "initrd"
         try:
@@ -112,7 +112,7 @@ def _memory(workers: int | None) -> Check:
     return Check("memory", "ok", text)
 
 
-def _kept(store: Store) -> Iterator[Check]:
+def _kept(store: ArtifactStore) -> Iterator[Check]:
     """Check the disk, and list images and snapshots."""
     folder = store.directory
     while not folder.exists():

@@ -22,7 +22,7 @@ from pytest_forkd.backends.base import BackendError
 from pytest_forkd.parent.fingerprint import installed
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.kernel import MODULES, Kernel, busybox, module_files
-from pytest_forkd.qemu.store import Entry, Store, stamps
+from pytest_forkd.qemu.store import Artifact, ArtifactStore, stamps
 from pytest_forkd.qemu.tree import Contents, contents, plant
 
 __all__ = [
@@ -130,12 +130,12 @@ def _own_sources() -> list[Any]:
 
 
 def build_image(
-    store: Store,
+    store: ArtifactStore,
     kernel: Kernel,
     include: Iterable[str] = (),
     project: str | None = None,
     progress: Progress = lambda stage, part: None,
-) -> Entry:
+) -> Artifact:
     """The image for this interpreter and environment: a kept one, or a new one.
 
     :param include: paths and names of commands to add.
@@ -163,7 +163,7 @@ def build_image(
 
 
 def _build(
-    folder: Path, store: Store, kernel: Kernel, what: Contents, progress: Progress
+    folder: Path, store: ArtifactStore, kernel: Kernel, what: Contents, progress: Progress
 ) -> dict[str, Any]:
     mkfs = mke2fs()
     shell = busybox(store)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_forkd.backends.base import BackendError
-from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.store import ArtifactStore
 
 __all__ = ["MODULES", "Kernel", "busybox", "find_kernel", "module_files"]
 
@@ -62,7 +62,7 @@ class Kernel:
         return [self.release, info.st_size, info.st_mtime_ns]
 
 
-def find_kernel(store: Store, asked: str | None = None) -> Kernel:
+def find_kernel(store: ArtifactStore, asked: str | None = None) -> Kernel:
     """A kernel for guests: the one that was asked for, else one of this machine, else a download.
 
     :raises BackendError: if there is none, or if the one that was asked for cannot be used.
@@ -128,7 +128,7 @@ def _release(image: Path) -> str:
     return text.decode("ascii")
 
 
-def _kept(store: Store) -> Kernel | None:
+def _kept(store: ArtifactStore) -> Kernel | None:
     for entry in store.entries():
         if entry.kind == "kernels":
             for image in _newest((entry.path / "boot").glob("vmlinuz-*")):
@@ -138,7 +138,7 @@ def _kept(store: Store) -> Kernel | None:
     return None
 
 
-def _downloaded(store: Store) -> Kernel:
+def _downloaded(store: ArtifactStore) -> Kernel:
     """A kernel from a package that is downloaded and unpacked, but not installed.
 
     :raises BackendError: if there is no way to get one.
@@ -255,7 +255,7 @@ def _content(path: Path) -> bytes:
     return data
 
 
-def busybox(store: Store) -> Path:
+def busybox(store: ArtifactStore) -> Path:
     """A statically linked busybox, which is a guest's init and shell.
 
     :raises BackendError: if there is none and none can be downloaded.

@@ -25,7 +25,7 @@ from platformdirs import user_cache_path
 
 from pytest_forkd.backends.base import BackendError
 
-__all__ = ["KINDS", "Entry", "Store", "stamps"]
+__all__ = ["KINDS", "Artifact", "ArtifactStore", "stamps"]
 
 KINDS = ("kernels", "images", "snapshots")
 #: Seconds to wait for another run that is building the same entry, perhaps from scratch.
@@ -35,7 +35,7 @@ _USED = "used"
 
 
 @dataclass(frozen=True)
-class Entry:
+class Artifact:
     """A kernel, image or snapshot that was built.
 
     :ivar kind: one of :data:`KINDS`.
@@ -105,7 +105,7 @@ class Entry:
             os.close(fd)
 
 
-class Store:
+class ArtifactStore:
     """All entries.
 
     :param directory: made when the first entry is built; only its owner can access it.
@@ -115,20 +115,20 @@ class Store:
         self.directory = directory
 
     @classmethod
-    def find(cls) -> Store:
+    def find(cls) -> ArtifactStore:
         """The store in the user's cache directory: ``XDG_CACHE_HOME``, else ``~/.cache``."""
         return cls(user_cache_path("pytest-forkd", appauthor=False))
 
-    def get(self, kind: str, name: str) -> Entry | None:
+    def get(self, kind: str, name: str) -> Artifact | None:
         """The entry with a name; ``None`` if it was not built."""
         path = self.directory / kind / name
         try:
             meta = json.loads((path / _META).read_text("utf-8"))
         except (OSError, ValueError):
             return None
-        return Entry(kind, name, path, meta)
+        return Artifact(kind, name, path, meta)
 
-    def build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
+    def build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Artifact:
         """The entry with a name; if there is none, ``builder`` builds it now.
 
         :param builder: fills an empty directory, and returns notes about it.
@@ -151,7 +151,7 @@ class Store:
         except OSError as exc:
             raise BackendError(_explain(exc, folder)) from exc
 
-    def _build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Entry:
+    def _build(self, kind: str, name: str, builder: Callable[[Path], dict[str, Any]]) -> Artifact:
         path = self.directory / kind / name
         beside = self.directory / kind / f"{name}.partial"
         _remove(beside)  # left by a killed process, since we hold the lock
@@ -165,9 +165,9 @@ class Store:
         except BaseException:
             _remove(beside)
             raise
-        return Entry(kind, name, path, meta)
+        return Artifact(kind, name, path, meta)
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[Artifact]:
         """All entries, by kind, most recently used first."""
         found = []
         for kind in KINDS:
@@ -177,7 +177,7 @@ class Store:
                 found += sorted(entries, key=lambda entry: -entry.used)
         return found
 
-    def remove(self, entry: Entry) -> bool:
+    def remove(self, entry: Artifact) -> bool:
         """Remove an entry; for an image, also the snapshots that need it.
 
         :returns: false if it is in use.
@@ -221,7 +221,7 @@ class Store:
 
 
 def stamps(*paths: Path) -> dict[str, list[int]]:
-    """Stamps of files for :meth:`Entry.check`; a builder returns them as its note ``stamps``.
+    """Stamps of files for :meth:`Artifact.check`; a builder returns them as its note ``stamps``.
 
     :param paths: files of the entry that must not change once it is built.
     """

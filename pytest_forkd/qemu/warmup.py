@@ -26,7 +26,7 @@ from pytest_forkd.qemu.accelerator import (
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.image import BOOTED_MARK, INITRD, ROOT_IMAGE, Progress, build_image
 from pytest_forkd.qemu.kernel import Kernel, find_kernel
-from pytest_forkd.qemu.store import Entry, Store, stamps
+from pytest_forkd.qemu.store import Artifact, ArtifactStore, stamps
 from pytest_forkd.qemu.vm import CHANNEL_PORT, Hardware, Snapshot, VirtualMachine
 
 __all__ = [
@@ -59,14 +59,14 @@ class Base:
     """
 
     hardware: Hardware
-    image: Entry
+    image: Artifact
     kernel: Kernel
     accelerator: Accelerator
     version: str
 
 
 def find_base(
-    store: Store,
+    store: ArtifactStore,
     *,
     memory: int = DEFAULT_MEMORY,
     cpus: int = 1,
@@ -95,8 +95,8 @@ def find_base(
 
 
 def warm_snapshot(
-    store: Store, base: Base, plan: Plan, progress: Progress = lambda stage, part: None
-) -> Entry:
+    store: ArtifactStore, base: Base, plan: Plan, progress: Progress = lambda stage, part: None
+) -> Artifact:
     """A snapshot whose parent has imported what ``plan`` says: a kept one, or a new one.
 
     A snapshot that has imported more is used, too, unless that includes the project's own modules.

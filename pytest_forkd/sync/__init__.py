@@ -22,7 +22,7 @@ nowhere else.
 ``tree`` and ``apply`` run in the guest: they import only the standard library. After sending, the
 guest's manifest is known: it is that of the ``WorkingTree``.
 
-A manifest maps relative paths to ``Entry`` tuples, and can be sent as JSON; one from a guest is
+A manifest maps relative paths to ``TreeEntry`` tuples, and can be sent as JSON; one from a guest is
 checked by ``manifest_from_json``. Permission bits, links and odd names are preserved; owners, hard
 links, devices and empty folders are not sent, as with git. Files keep their modification time.
 When a Python file is written or deleted, its bytecode is removed, since Python compares only the

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_forkd.sync.scan import SyncError, WorkingTree
-from pytest_forkd.sync.tree import Entry, Manifest, to_bytes
+from pytest_forkd.sync.tree import Manifest, TreeEntry, to_bytes
 
 __all__ = ["Difference", "difference", "manifest_from_json"]
 
@@ -75,7 +75,7 @@ def manifest_from_json(data: Any) -> Manifest:
             or type(size) is not int
         ):
             raise SyncError("the guest's manifest has an entry that is none")
-        checked[path] = Entry(kind, mode, size, digest)
+        checked[path] = TreeEntry(kind, mode, size, digest)
     return checked
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from pytest_forkd.sync.tree import (
     ALWAYS_EXCLUDED,
-    Entry,
     Manifest,
+    TreeEntry,
     entry_of,
     matcher,
     to_bytes,
@@ -60,7 +60,7 @@ _GIT_VARIABLES = (
 )
 
 #: By absolute path: the file's stamp, and its entry at that time.
-Cache = dict[bytes, tuple[tuple[int, ...], Entry]]
+Cache = dict[bytes, tuple[tuple[int, ...], TreeEntry]]
 
 
 class SyncError(Exception):
@@ -205,7 +205,7 @@ def _read(
             tree.manifest[text] = entry
 
 
-def _entry(path: bytes, cache: Cache) -> Entry | None:
+def _entry(path: bytes, cache: Cache) -> TreeEntry | None:
     try:
         info = os.lstat(path)
     except OSError:

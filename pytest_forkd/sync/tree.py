@@ -20,8 +20,8 @@ __all__ = [
     "DIGEST_SIZE",
     "MAX_TEXT",
     "TEMPORARY",
-    "Entry",
     "Manifest",
+    "TreeEntry",
     "content_hash",
     "entry_of",
     "manifest",
@@ -44,7 +44,7 @@ _READ_BYTES = 1 << 20
 _REGULAR_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-class Entry(NamedTuple):
+class TreeEntry(NamedTuple):
     """What is at a path.
 
     :ivar kind: ``file``, ``link``, or ``other`` (a socket, a device, ...: never sent).
@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
 
 #: Entries by relative path.
-Manifest = dict[str, Entry]
+Manifest = dict[str, TreeEntry]
 
 
 def to_text(path: bytes) -> str:
@@ -184,7 +184,7 @@ def walk(root: bytes, excluded: Callable[[str], bool], prune: Collection[bytes])
                 pending.append(path)
 
 
-def entry_of(path: bytes) -> Entry | None:
+def entry_of(path: bytes) -> TreeEntry | None:
     """What is at an absolute path, read without following a link; ``None`` if nothing is."""
     try:
         info = os.lstat(path)
@@ -192,15 +192,15 @@ def entry_of(path: bytes) -> Entry | None:
         return None
     if stat.S_ISLNK(info.st_mode):
         with contextlib.suppress(OSError):
-            return Entry("link", 0, 0, content_hash(os.readlink(path)).hexdigest())
+            return TreeEntry("link", 0, 0, content_hash(os.readlink(path)).hexdigest())
         return None
     if not stat.S_ISREG(info.st_mode):
-        return Entry("other", 0, 0, "")
+        return TreeEntry("other", 0, 0, "")
     try:
         size, digest = _digest(path)
     except OSError:
         size, digest = info.st_size, ""
-    return Entry("file", info.st_mode & 0o777, size, digest)
+    return TreeEntry("file", info.st_mode & 0o777, size, digest)
 
 
 def _digest(path: bytes) -> tuple[int, str]:

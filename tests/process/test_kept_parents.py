@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.parent.kept.store import Store
+from pytest_forkd.parent.kept.store import ParentStore
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import BackgroundRun, wait_until
 
@@ -68,7 +68,7 @@ def write(path: Path, text: str) -> None:
 def statuses() -> list[dict[str, Any]]:
     """What the kept parents of this test say of themselves."""
     found = []
-    for connection in Store.find().connections():
+    for connection in ParentStore.find().connections():
         with contextlib.closing(connection):
             connection.send({"status": {}})
             found.append(connection.receive(30).message["status"])
@@ -124,7 +124,7 @@ def test_a_keep_that_is_no_number_of_seconds(run: Runner, site_packages: Path, v
 def test_a_parent_ends_when_it_was_not_used_for_so_long(run: Runner, site_packages: Path) -> None:
     pid = kept_pid(run("--forkd-keep=1"))
     assert wait_until(lambda: not is_running(pid), 10)
-    assert os.listdir(Store.find().directory) == ["lock"]
+    assert os.listdir(ParentStore.find().directory) == ["lock"]
 
 
 def test_the_ini_value_says_how_long(
@@ -467,7 +467,7 @@ def test_nobody_waits_for_the_output_of_a_parent(
 def test_a_directory_that_others_may_look_into_is_not_used(
     run: Runner, site_packages: Path, mode: int
 ) -> None:
-    directory = Store.find().directory
+    directory = ParentStore.find().directory
     directory.mkdir()
     directory.chmod(mode)
     result = run()
@@ -481,7 +481,7 @@ def test_a_link_to_a_directory_is_not_used(
 ) -> None:
     target = pytester.mkdir("elsewhere")
     target.chmod(0o700)
-    Store.find().directory.symlink_to(target)
+    ParentStore.find().directory.symlink_to(target)
     result = run()
     result.assert_outcomes(passed=2)
     assert "not kept" in origin(result)
@@ -492,7 +492,7 @@ def test_bad_options_leave_no_parent(run: Runner, site_packages: Path) -> None:
     assert run("--no-such-option").ret == pytest.ExitCode.USAGE_ERROR
     assert run("--forkd-preload=missing").ret == pytest.ExitCode.USAGE_ERROR
     assert statuses() == []
-    assert os.listdir(Store.find().directory) == ["lock"]
+    assert os.listdir(ParentStore.find().directory) == ["lock"]
 
 
 # -- the command ---------------------------------------------------------------------------------

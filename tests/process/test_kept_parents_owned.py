@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pytest_forkd.parent.fingerprint import VOLATILE, that_matter
 from pytest_forkd.parent.kept.entries import is_entry, remove_entry
 from pytest_forkd.parent.kept.keeping import CHECK_INTERVAL
-from pytest_forkd.parent.kept.store import Store
+from pytest_forkd.parent.kept.store import ParentStore
 from pytest_forkd.runtime.process_tree import Process
 from tests.conftest import TIMEOUT, Runner
 from tests.observing import BackgroundRun, processes_of, wait_until
@@ -53,7 +53,7 @@ def test_nothing_is_removed_through_a_link(pytester: pytest.Pytester, what: str)
         (precious / name).mkdir()
         (precious / name / "log").write_text("mine")
         os.utime(precious / name, (1, 1))
-    Store.find().directory.symlink_to(precious)
+    ParentStore.find().directory.symlink_to(precious)
     result = command(what, *(["--all"] if what == "stop" else []))
     assert result.returncode == 1
     assert "is no directory" in result.stderr
@@ -62,7 +62,7 @@ def test_nothing_is_removed_through_a_link(pytester: pytest.Pytester, what: str)
 
 
 def test_others_directories_are_not_looked_into() -> None:
-    directory = Store.find().directory
+    directory = ParentStore.find().directory
     directory.mkdir()
     directory.chmod(0o755)
     result = command("status")
@@ -72,7 +72,7 @@ def test_others_directories_are_not_looked_into() -> None:
 
 def test_only_what_we_make_is_removed(tmp_path: Path) -> None:
     """What a parent that was killed has left goes; anything else stays."""
-    directory = Store.find().directory
+    directory = ParentStore.find().directory
     directory.mkdir(mode=0o700)
     for name in ("my-project", ENTRY, ENTRY[:-1] + "5", ENTRY[:-1] + "6"):
         (directory / name).mkdir()
@@ -147,7 +147,7 @@ def test_a_stopped_parent_is_replaced_and_stop_ends_it(suite: Path) -> None:
     assert stopped.returncode == 0, stopped.stderr
     assert f"parent {pid} does not answer: it is stopped; it was killed" in stopped.stdout
     assert not is_running(pid)
-    assert os.listdir(Store.find().directory) == ["lock"]
+    assert os.listdir(ParentStore.find().directory) == ["lock"]
 
 
 @linux
@@ -226,7 +226,9 @@ def test_at_most_so_many_are_kept(
         (folder / "test_it.py").write_text("def test_it(): pass\n")
         monkeypatch.chdir(folder)
         run().assert_outcomes(passed=1)
-    assert wait_until(lambda: len(os.listdir(Store.find().directory)) == 3, 10)  # and the lock
+    assert wait_until(
+        lambda: len(os.listdir(ParentStore.find().directory)) == 3, 10
+    )  # and the lock
     kept = {Path(status["project"].partition("|")[0]).name for status in statuses()}
     assert kept == {"two", "three"}
 
@@ -253,7 +255,9 @@ def test_a_parent_that_a_run_is_using_stays(
         assert sorted(status["runs"] for status in statuses()) == [0, 1]
         (pytester.path / "go").touch()
         assert background.wait(20) == 0
-    assert wait_until(lambda: len(os.listdir(Store.find().directory)) == 2, 10)  # and the lock
+    assert wait_until(
+        lambda: len(os.listdir(ParentStore.find().directory)) == 2, 10
+    )  # and the lock
 
 
 @pytest.mark.parametrize("end", ["SIGTERM", "SIGHUP", "its directory is removed"])
@@ -261,7 +265,7 @@ def test_a_parent_that_is_to_end_leaves_nothing(
     suite: Path, run: Runner, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     pid = the_pid(run())
-    [entry] = [path for path in Path(Store.find().directory).iterdir() if path.is_dir()]
+    [entry] = [path for path in Path(ParentStore.find().directory).iterdir() if path.is_dir()]
     if end.startswith("SIG"):
         os.kill(pid, getattr(signal, end))
     else:

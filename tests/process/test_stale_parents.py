@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_forkd.parent.kept.store import Store
+from pytest_forkd.parent.kept.store import ParentStore
 from tests.conftest import Runner
 
 SUITE = """
@@ -146,7 +146,7 @@ def place(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Place:
 def pids() -> set[int]:
     """Of the parents that are kept."""
     found = set()
-    for connection in Store.find().connections():
+    for connection in ParentStore.find().connections():
         with contextlib.closing(connection):
             connection.send({"status": {}})
             found.add(int(connection.receive(30).message["status"]["pid"]))

@@ -22,7 +22,7 @@ import pytest
 from pytest_forkd.channel.mux import CONTROL, OPEN, Demultiplexer, control_frame, data_frames
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.qemu.image import ROOT_IMAGE
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Artifact, ArtifactStore
 from pytest_forkd.qemu.vm import Snapshot, VirtualMachine, VmError
 from pytest_forkd.qemu.warmup import Base, find_base, warm_snapshot
 from tests.conftest import Runner
@@ -470,7 +470,7 @@ def pytest_runtest_logstart(nodeid):
 
 @pytest.fixture
 def sleeping(
-    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    warm: tuple[Path, Base, Artifact], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[subprocess.Popen[str]]:
     """A run whose workers are in the middle of their tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
@@ -516,7 +516,7 @@ def test_no_machine_outlives_its_run(
 
 
 def test_building_that_is_interrupted_leaves_nothing(
-    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    warm: tuple[Path, Base, Artifact], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = pytester.path / "cache"
     (cache / "pytest-forkd" / "images").mkdir(parents=True, mode=0o700)
@@ -548,7 +548,7 @@ def test_building_that_is_interrupted_leaves_nothing(
 
 
 def test_two_runs_share_a_snapshot_and_need_no_privileges(
-    warm: tuple[Path, Base, Entry], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    warm: tuple[Path, Base, Artifact], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(warm[0]))
     pytester.makepyfile("def test_a(): pass\ndef test_b(): pass")
@@ -593,7 +593,7 @@ def end(vm: VirtualMachine) -> None:
     vm.channel.close()
 
 
-def test_clones_come_one_after_the_other(warm: tuple[Path, Base, Entry]) -> None:
+def test_clones_come_one_after_the_other(warm: tuple[Path, Base, Artifact]) -> None:
     _cache, base, snapshot = warm
     for _ in range(30):
         vm = VirtualMachine.restore(base.hardware, Snapshot.in_folder(snapshot.path))
@@ -608,7 +608,7 @@ def test_clones_come_one_after_the_other(warm: tuple[Path, Base, Entry]) -> None
 
 
 def test_a_clone_can_be_saved_and_cloned_and_changes_nothing(
-    warm: tuple[Path, Base, Entry],
+    warm: tuple[Path, Base, Artifact],
 ) -> None:
     _cache, base, entry = warm
     snapshot = Snapshot.in_folder(entry.path)
@@ -636,13 +636,13 @@ def test_a_clone_can_be_saved_and_cloned_and_changes_nothing(
 
 
 def test_a_damaged_snapshot_is_told_with_what_to_do(
-    warm: tuple[Path, Base, Entry],
+    warm: tuple[Path, Base, Artifact],
     run_plan: Plan,
     run: Runner,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = Store(pytester.path / "cache" / "pytest-forkd")
+    store = ArtifactStore(pytester.path / "cache" / "pytest-forkd")
     image = warm[1].image
     (store.directory / "images").mkdir(parents=True, mode=0o700)
     (store.directory / "images" / image.name).symlink_to(image.path)
@@ -687,7 +687,7 @@ def test_a_damaged_snapshot_is_told_with_what_to_do(
 
 @pytest.mark.parametrize("what", ["changed", "touched", "removed"])
 def test_an_image_that_is_not_what_was_built_is_refused(
-    warm: tuple[Path, Base, Entry],
+    warm: tuple[Path, Base, Artifact],
     run: Runner,
     pytester: pytest.Pytester,
     monkeypatch: pytest.MonkeyPatch,
@@ -715,7 +715,7 @@ def test_an_image_that_is_not_what_was_built_is_refused(
     assert "Traceback" not in text
 
 
-def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Entry], tmp_path: Path) -> None:
+def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Artifact], tmp_path: Path) -> None:
     _cache, base, entry = warm
     broken = Snapshot(Snapshot.in_folder(entry.path).memory, str(tmp_path / "state"))
     (tmp_path / "state").write_bytes(b"no state of any machine")
@@ -728,7 +728,7 @@ def test_a_snapshot_that_is_none_is_told(warm: tuple[Path, Base, Entry], tmp_pat
 
 
 def test_a_snapshot_that_lacks_something_is_refused(
-    warm: tuple[Path, Base, Entry], tmp_path: Path
+    warm: tuple[Path, Base, Artifact], tmp_path: Path
 ) -> None:
     """QEMU would make good for missing memory, with zeros."""
     _cache, base, entry = warm
@@ -742,7 +742,7 @@ def test_a_snapshot_that_lacks_something_is_refused(
             VirtualMachine.restore(base.hardware, broken)
 
 
-def test_what_is_kept_is_its_owners_alone(warm: tuple[Path, Base, Entry]) -> None:
+def test_what_is_kept_is_its_owners_alone(warm: tuple[Path, Base, Artifact]) -> None:
     cache, _base, snapshot = warm
     for path in (cache / "pytest-forkd", snapshot.path, snapshot.path / "memory"):
         assert path.stat().st_mode & 0o077 == 0

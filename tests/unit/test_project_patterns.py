@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_forkd.machines.working_tree import Project, SyncSettings
+from pytest_forkd.machines.working_tree import ProjectSource, SyncSettings
 
 
 def test_patterns_are_relative_to_the_suite(
@@ -22,7 +22,7 @@ def test_patterns_are_relative_to_the_suite(
     settings = SyncSettings(
         folder=str(tmp_path / "app"), exclude=("data/big",), include=("cache/v", "*.so")
     )
-    project = Project(settings)
+    project = ProjectSource(settings)
     project.start()
     tree = project._tree.result(30)
     assert tree.root == str(tmp_path)

@@ -15,7 +15,7 @@ from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu.accelerator import find_accelerator
 from pytest_forkd.qemu.image import image_fingerprint
 from pytest_forkd.qemu.kernel import Kernel
-from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.store import ArtifactStore
 from pytest_forkd.qemu.tree import Contents, contents, plant
 from pytest_forkd.qemu.vm import Hardware
 
@@ -131,7 +131,7 @@ def test_without_kvm_it_is_said_why(
     tmp_path: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pytest_forkd.qemu.accelerator._KVM", str(tmp_path / "kvm"))
-    store = Store(tmp_path / "store")
+    store = ArtifactStore(tmp_path / "store")
     found = find_accelerator(store, "/bin/false", kernel, tmp_path / "initrd")
     assert found.name == "tcg"
     assert f"there is no {tmp_path / 'kvm'}" in found.why_not

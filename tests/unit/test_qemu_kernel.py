@@ -17,7 +17,7 @@ from pytest_forkd.backends.base import BackendError
 from pytest_forkd.qemu import kernel as kernels
 from pytest_forkd.qemu.cpio import archive
 from pytest_forkd.qemu.kernel import Kernel, find_kernel, module_files
-from pytest_forkd.qemu.store import Store
+from pytest_forkd.qemu.store import ArtifactStore
 
 pytestmark = pytest.mark.skipif(
     platform.machine() != "x86_64", reason="the qemu backend is for x86_64"
@@ -49,7 +49,7 @@ def test_the_kernel_says_which_it_is(tmp_path: Path) -> None:
     image.parent.mkdir()
     image.write_bytes(bz_image("6.1.0-9-cloud"))
     modules(tmp_path / "lib" / "modules" / "6.1.0-9-cloud", {}, "")
-    found = find_kernel(Store(tmp_path / "cache"), str(image))
+    found = find_kernel(ArtifactStore(tmp_path / "cache"), str(image))
     assert found == Kernel(image, "6.1.0-9-cloud", tmp_path / "lib/modules/6.1.0-9-cloud")
 
 
@@ -65,7 +65,7 @@ def test_the_kernel_says_which_it_is(tmp_path: Path) -> None:
 def test_what_is_no_kernel_is_refused(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "vmlinuz").write_bytes(content)
     with pytest.raises(BackendError, match=f"--forkd-kernel: .*{why}"):
-        find_kernel(Store(tmp_path / "cache"), str(tmp_path / "vmlinuz"))
+        find_kernel(ArtifactStore(tmp_path / "cache"), str(tmp_path / "vmlinuz"))
 
 
 def test_modules_are_loaded_in_order_each_once_however_compressed(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_without_any_kernel_it_is_said_what_to_install(
     monkeypatch.setattr(kernels, "_usable", lambda image, modules: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match=r"no kernel for the guests.\nInstall one \(Debian"):
-        find_kernel(Store(tmp_path))
+        find_kernel(ArtifactStore(tmp_path))
 
 
 def test_a_download_that_fails_is_told_with_its_reason(
@@ -111,7 +111,7 @@ def test_a_download_that_fails_is_told_with_its_reason(
         (tmp_path / name).write_text("#!/bin/sh\necho 'E: no network here' >&2\nexit 100\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    store = Store(tmp_path / "cache")
+    store = ArtifactStore(tmp_path / "cache")
     with pytest.raises(BackendError, match=r"none could be downloaded: .*no network here") as info:
         find_kernel(store)
     assert "--forkd-kernel" in str(info.value)
@@ -126,7 +126,7 @@ def test_a_busybox_that_is_not_static_will_not_do(
     (tmp_path / "busybox").symlink_to(dynamic)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match=r"statically linked busybox.\nInstall it"):
-        kernels.busybox(Store(tmp_path))
+        kernels.busybox(ArtifactStore(tmp_path))
 
 
 def test_archives_are_what_cpio_reads(tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 
 from pytest_forkd.backends.base import BackendError
 from pytest_forkd.commands import main as cli
-from pytest_forkd.qemu.store import Entry, Store
+from pytest_forkd.qemu.store import Artifact, ArtifactStore
 from tests.unit import in_a_fork, no_longer_than
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return Store.find()
+    return ArtifactStore.find()
 
 
 def small(folder: Path) -> dict[str, Any]:
@@ -29,18 +29,18 @@ def small(folder: Path) -> dict[str, Any]:
     return {"what": "small"}
 
 
-def age(entry: Entry, seconds: float) -> None:
+def age(entry: Artifact, seconds: float) -> None:
     then = time.time() - seconds
     os.utime(entry.path / "used", (then, then))
 
 
-def files(store: Store) -> list[str]:
+def files(store: ArtifactStore) -> list[str]:
     """All that there is, but for locks."""
     found = (path.relative_to(store.directory) for path in store.directory.rglob("*"))
     return sorted(str(path) for path in found if path.suffix != ".lock")
 
 
-def test_what_was_built_is_found_with_its_notes(store: Store) -> None:
+def test_what_was_built_is_found_with_its_notes(store: ArtifactStore) -> None:
     assert store.get("images", "a") is None
     built = store.build("images", "a", small)
     found = store.get("images", "a")
@@ -54,7 +54,7 @@ def test_what_was_built_is_found_with_its_notes(store: Store) -> None:
         assert path.stat().st_mode & 0o077 == 0, "nobody else may look"
 
 
-def test_runs_started_together_build_once(store: Store) -> None:
+def test_runs_started_together_build_once(store: ArtifactStore) -> None:
     built = []
 
     def slowly(folder: Path) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_runs_started_together_build_once(store: Store) -> None:
     assert len(built) == 1
 
 
-def test_nothing_half_written_is_left_or_found(store: Store) -> None:
+def test_nothing_half_written_is_left_or_found(store: ArtifactStore) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         small(folder)
         raise BackendError("it cannot be built")
@@ -95,7 +95,7 @@ def test_nothing_half_written_is_left_or_found(store: Store) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_with_what_to_do(store: Store, number: int) -> None:
+def test_a_full_disk_is_told_with_what_to_do(store: ArtifactStore, number: int) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         small(folder)
         raise OSError(number, os.strerror(number))
@@ -111,10 +111,10 @@ def test_a_cache_that_cannot_be_written_is_told(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(BackendError, match=r"file.*: Not a directory.\nXDG_CACHE_HOME says"):
-        Store.find().build("images", "a", small)
+        ArtifactStore.find().build("images", "a", small)
 
 
-def test_what_is_in_use_is_not_removed(store: Store) -> None:
+def test_what_is_in_use_is_not_removed(store: ArtifactStore) -> None:
     entry = store.build("images", "a", small)
     with entry.held() as path:
         assert not store.remove(entry)
@@ -126,7 +126,7 @@ def test_what_is_in_use_is_not_removed(store: Store) -> None:
         pass
 
 
-def test_its_use_is_noted(store: Store) -> None:
+def test_its_use_is_noted(store: ArtifactStore) -> None:
     entry = store.build("images", "a", small)
     age(entry, 1000)
     with entry.held():
@@ -134,7 +134,7 @@ def test_its_use_is_noted(store: Store) -> None:
     assert time.time() - entry.used < 60
 
 
-def test_with_an_image_go_its_snapshots(store: Store) -> None:
+def test_with_an_image_go_its_snapshots(store: ArtifactStore) -> None:
     image = store.build("images", "a", small)
     other = store.build("snapshots", "x", lambda folder: {"image": "another"})
     snapshot = store.build("snapshots", "s", lambda folder: {"image": "a"})
@@ -148,7 +148,7 @@ def test_with_an_image_go_its_snapshots(store: Store) -> None:
 
 
 def test_the_command_lists_removes_and_prunes(
-    store: Store, capsys: pytest.CaptureFixture[str]
+    store: ArtifactStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["image", "list"]) == 0
     assert capsys.readouterr().out == "nothing has been built\n"
@@ -192,7 +192,7 @@ def test_a_time_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_what_cannot_be_built_is_one_message(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: ArtifactStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "kernel").write_text("no kernel")
     assert cli.main(["image", "build", "--kernel", str(tmp_path / "kernel")]) == 4
@@ -214,5 +214,5 @@ def test_nothing_is_removed_or_opened_through_a_link(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "images"
     folder.mkdir(parents=True)
     (folder / "x.trash-1").symlink_to(precious)
-    Store(tmp_path / "cache").sweep()
+    ArtifactStore(tmp_path / "cache").sweep()
     assert (precious / "below").stat().st_mode & 0o777 == 0o500

@@ -21,7 +21,7 @@ from pytest_forkd.sync import apply, scan, tree
 from pytest_forkd.sync.difference import Difference, difference, manifest_from_json
 from pytest_forkd.sync.pack import pack
 from pytest_forkd.sync.scan import Rules
-from pytest_forkd.sync.tree import Entry, content_hash, manifest
+from pytest_forkd.sync.tree import TreeEntry, content_hash, manifest
 from tests.unit import property_based
 
 Git = Callable[..., str]
@@ -370,7 +370,7 @@ def test_files_that_have_not_changed_are_not_read_again(
     first = scan.scan(str(tmp_path), cache=cache)
     read: list[bytes] = []
 
-    def entry_of(path: bytes) -> Entry | None:
+    def entry_of(path: bytes) -> TreeEntry | None:
         read.append(path)
         return tree.entry_of(path)
 

@@ -17,7 +17,7 @@ from pytest_forkd.backends.base import BackendError
 from pytest_forkd.channel.frames import FrameSocket
 from pytest_forkd.compat.cpython import interpreter_options
 from pytest_forkd.parent.kept.entries import remove_directory
-from pytest_forkd.parent.kept.store import Entry, socket_bases
+from pytest_forkd.parent.kept.store import KeptParent, socket_bases
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.process_tree import Process
 
@@ -72,7 +72,7 @@ def runtime_directory() -> Path:
 
 
 def launch(
-    plan: Plan, path: Path, entry: Entry | None, keep: float
+    plan: Plan, path: Path, entry: KeptParent | None, keep: float
 ) -> tuple[subprocess.Popen[bytes], FrameSocket]:
     """Start a parent that listens, and connect to it.
 

@@ -30,7 +30,7 @@ from pytest_forkd.console.tables import duration
 from pytest_forkd.parent.fingerprint import fingerprint
 from pytest_forkd.parent.kept.answers import PRELOAD_LIMIT, NotAnswering, receive
 from pytest_forkd.parent.kept.entries import remove_directory
-from pytest_forkd.parent.kept.store import Entry, Store, StoreError
+from pytest_forkd.parent.kept.store import KeptParent, ParentStore, StoreError
 from pytest_forkd.parent.plan import Plan
 from pytest_forkd.runtime.process_tree import Process, end_tree
 
@@ -65,8 +65,8 @@ class Parent:
         self.hello: dict[str, Any] | None = None
         #: The process, if this run has started it; other runs may use it, too.
         self._process: subprocess.Popen[bytes] | None = None
-        self._store: Store | None = None
-        self._entry: Entry | None = None
+        self._store: ParentStore | None = None
+        self._entry: KeptParent | None = None
         #: Whether it has answered, or was started by this run.
         self._confirmed = False
         #: Names of kept parents that do not answer.
@@ -112,7 +112,7 @@ class Parent:
     def _start_kept(self) -> None:
         """Connect to a kept parent, or make one that is kept."""
         plan = self._plan
-        self._store = self._store or Store.find()
+        self._store = self._store or ParentStore.find()
         self._store.prepare()
         mark = fingerprint(
             plan.project,
@@ -137,7 +137,7 @@ class Parent:
             self._entry = entry
             self._nudge(self._store)
 
-    def _find(self, store: Store, mark: str) -> bool:
+    def _find(self, store: ParentStore, mark: str) -> bool:
         """Connect to a kept parent that answers, or is still preloading."""
         for entry in store.entries(mark):
             if self._entry is None and entry.name not in self._silent:
@@ -147,7 +147,7 @@ class Parent:
                 entry.close()
         return self._entry is not None
 
-    def _try(self, entry: Entry) -> None:
+    def _try(self, entry: KeptParent) -> None:
         state, process = entry.state, entry.process
         self.control = entry.connect()
         try:
@@ -169,7 +169,7 @@ class Parent:
         if self.control is not None:
             self._entry = entry
 
-    def _give_up(self, entry: Entry, why: NotAnswering) -> None:
+    def _give_up(self, entry: KeptParent, why: NotAnswering) -> None:
         """Ignore a kept parent, but do not end it: others may use it, or have stopped it."""
         self._silent.add(entry.name)
         process = entry.process
@@ -177,7 +177,7 @@ class Parent:
         self.origin = f"parent made, as the kept one{number} does not answer: {why}"
 
     @staticmethod
-    def _nudge(store: Store) -> None:
+    def _nudge(store: ParentStore) -> None:
         """Wake the other kept parents, so that they check at once whether there are too many."""
         for entry in store.entries():
             connection = entry.connect()
@@ -191,7 +191,7 @@ class Parent:
             keep, most = self._keep.seconds, self._keep.most
             self.control.send({"open": {"keep": keep, "most": most, "skip": self._plan.skip}})
 
-    def _launch(self, path: Path, entry: Entry | None) -> None:
+    def _launch(self, path: Path, entry: KeptParent | None) -> None:
         """Start a parent that listens at ``path``, and connect to it."""
         self._process, self.control = launch(self._plan, path, entry, self._keep.seconds)
         self._confirmed = True

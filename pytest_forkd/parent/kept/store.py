@@ -25,7 +25,7 @@ from pytest_forkd.runtime.process_tree import Process
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["Entry", "Store", "StoreError", "socket_bases"]
+__all__ = ["KeptParent", "ParentStore", "StoreError", "socket_bases"]
 
 #: ``sun_path`` of unix(7), less the terminating null byte and the name of the socket.
 _MAX_DIRECTORY_LENGTH = 107 - len("/parent")
@@ -53,7 +53,7 @@ def socket_bases(length: int) -> Iterator[str]:
             yield base
 
 
-class Entry:
+class KeptParent:
     """The directory of one kept parent, held open until :meth:`close`.
 
     :param store: the store that holds it; must be open.
@@ -61,7 +61,7 @@ class Entry:
     :raises OSError: if it is not a directory of this user.
     """
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: ParentStore, name: str) -> None:
         self.name = name
         self.path = store.directory / name
         self._folder = os.dup(store.folder)
@@ -186,7 +186,7 @@ class Entry:
 
 
 @final
-class Store:
+class ParentStore:
     """The kept parents of this user.
 
     :ivar directory: where they are, with mode 0700; made by :meth:`prepare`.
@@ -198,7 +198,7 @@ class Store:
         self.folder = -1
 
     @classmethod
-    def find(cls) -> Store:
+    def find(cls) -> ParentStore:
         """The store, in the first of :func:`socket_bases` that is a directory.
 
         :raises StoreError: if there is none.
@@ -240,7 +240,7 @@ class Store:
             os.close(self.folder)
             self.folder = -1
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> ParentStore:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -255,16 +255,16 @@ class Store:
 
         return FileLock(self.directory / "lock", timeout=_LOCK_TIMEOUT)
 
-    def make_entry(self, fingerprint: str) -> Entry:
+    def make_entry(self, fingerprint: str) -> KeptParent:
         """A new, empty directory for a parent.
 
         :raises OSError: if it cannot be made.
         """
         name = f"{fingerprint}-{secrets.token_hex(4)}"
         os.mkdir(name, 0o700, dir_fd=self.folder)
-        return Entry(self, name)
+        return KeptParent(self, name)
 
-    def entries(self, fingerprint: str = "") -> list[Entry]:
+    def entries(self, fingerprint: str = "") -> list[KeptParent]:
         """The entries of parents with this fingerprint, or of all; most recently used first.
 
         The caller has to close them.
@@ -277,7 +277,7 @@ class Store:
             for name in sorted(os.listdir(self.folder)):
                 if is_entry(name) and name.startswith(prefix):
                     with contextlib.suppress(OSError):
-                        found.append(Entry(self, name))
+                        found.append(KeptParent(self, name))
         return sorted(found, key=lambda entry: -entry.last_use)
 
     def connections(self) -> Iterator[FrameSocket]:
@@ -285,7 +285,7 @@ class Store:
 
         :raises StoreError: if the directory is not this user's alone.
         """
-        with Store(self.directory) as store:
+        with ParentStore(self.directory) as store:
             for entry in store.entries():
                 with contextlib.closing(entry):
                     connection = entry.connect()

@@ -27,7 +27,7 @@ from layout import WORK
 from measure import Case, last_line, log_of, mark_of, outcome_counts, run_case
 from processes import clean_environment, end_processes, kept, marked, run
 from progress import Progress, showing
-from regimes import PRESET
+from regimes import PRESET, put_into
 from report import Results, as_json, machine, markdown
 from runners import RUNNERS, Runner, add_commit
 from session import exclusive
@@ -68,6 +68,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small suites, 2 and 4, one round")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory round out")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="put the first table into this document, such as docs/benchmarks.md, once all is done",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     options.suite = options.suite or (list(PRESET) if options.preset else suites)
@@ -253,6 +259,8 @@ def main(arguments: list[str]) -> int:
     finally:
         if not options.markdown:
             print(markdown(results, facts))
+    if options.into and not left_out:
+        put_into(options.into, markdown(results, facts))
     return int(bool(left_out))
 
 

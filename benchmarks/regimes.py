@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from concurrent_runs import Together
 from figures import Table, median, ratio, times_best
@@ -140,4 +141,23 @@ def table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return f"{BEGIN}\n\n{markdown_table(header, cells)}\n\n{END}"
+    return markdown_table(header, cells)
+
+
+def marked(text: str) -> str:
+    """Put what a document is to show between the two lines by which it is found."""
+    return f"{BEGIN}\n\n{text}\n\n{END}"
+
+
+def put_into(path: Path, report: str) -> None:
+    """Replace what is between the two lines in a document by what is there in a report.
+
+    :raises ValueError: if the document or the report does not have each of them once.
+    """
+    text = path.read_text("utf-8")
+    for name, content in ((str(path), text), ("the report", report)):
+        if content.count(BEGIN) != 1 or content.count(END) != 1:
+            raise ValueError(f"{name} does not have {BEGIN!r} and {END!r} once each")
+    new = report.partition(BEGIN)[2].partition(END)[0]
+    before, _, rest = text.partition(BEGIN)
+    path.write_text(f"{before}{BEGIN}{new}{END}{rest.partition(END)[2]}", "utf-8")

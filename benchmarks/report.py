@@ -55,10 +55,13 @@ def machine() -> dict[str, Any]:
 
 def markdown(results: Results, facts: Mapping[str, Any]) -> str:
     """Return the whole report."""
-    parts = ["# Benchmark results", _facts(results, facts)]
+    parts = ["# Benchmark results"]
     rows = regimes.summary(results.suites, results.together)
     if rows:
-        parts += ["## Regimes", _about_regimes(facts), regimes.table(rows)]
+        shown = [_about_regimes(facts), regimes.table(rows), _facts(results, facts)]
+        parts += ["## Regimes", regimes.marked("\n\n".join(shown))]
+    else:
+        parts.append(_facts(results, facts))
     for name, cases in results.suites.items():
         parts += [f"## {name}", _about(name, facts), _suite_table(cases)]
         derived = Table(cases).derived()

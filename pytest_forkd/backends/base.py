@@ -6,7 +6,7 @@ import abc
 import signal
 import socket
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.parent.plan import Plan
@@ -84,8 +84,7 @@ class RunRequest:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class WorkerEnd:
+class WorkerEnd(NamedTuple):
     """How a worker process ended.
 
     :ivar reason: in words, such as ``signal SIGSEGV`` or ``exit code 3``.

@@ -7,26 +7,12 @@ milliseconds, and runs once for each set of versions.
 from __future__ import annotations
 
 import importlib
-import platform
 from types import CodeType
 from typing import Any
 
-import execnet
-import pluggy
-import pytest
-import xdist
+from pytest_forkd.compat.versions import LIBRARIES
 
-import pytest_forkd
-
-__all__ = ["missing", "versions"]
-
-#: Modules with a ``__version__``, by distribution; reading the metadata would take milliseconds.
-_LIBRARIES: dict[str, Any] = {
-    "pytest": pytest,
-    "pluggy": pluggy,
-    "pytest-xdist": xdist,
-    "execnet": execnet,
-}
+__all__ = ["missing"]
 
 #: By library: ``module:name.of.an.attribute``. After a ``|`` comes a name that the function or
 #: class must use: an attribute that exists only on instances, and so cannot be looked up.
@@ -95,18 +81,12 @@ _NEEDED = {
 }
 
 
-def versions() -> dict[str, str]:
-    """The versions that a result of :func:`missing` is valid for."""
-    found = {library: str(module.__version__) for library, module in _LIBRARIES.items()}
-    return {**found, "pytest-forkd": pytest_forkd.__version__, "Python": platform.python_version()}
-
-
 def missing() -> str | None:
     """Which private name a library lacks, in words; ``None`` if none is missing."""
     for library, needed in _NEEDED.items():
         for name in needed:
             if not _is_there(name):
-                version = _LIBRARIES[library].__version__
+                version = LIBRARIES[library].__version__
                 return f"{library} {version} has no {name.replace(':', '.').replace('|', ' with ')}"
     return None
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from pytest_forkd.compat.pytest import cache_directory
-from pytest_forkd.compat.selftest import missing, versions
+from pytest_forkd.compat.versions import versions
 from pytest_forkd.config.cache import QuietCache
 
 __all__ = ["missing_internals", "remember_internals"]
@@ -26,6 +26,8 @@ def missing_internals(config: pytest.Config) -> str | None:
         text = (cache_directory(config) / "v" / _KEY).read_text("utf-8")
         if json.loads(text) == versions():
             return None
+    from pytest_forkd.compat.selftest import missing  # most runs know the result
+
     return missing()
 
 

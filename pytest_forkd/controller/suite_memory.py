@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -57,8 +57,7 @@ class Modules:
         return {"modules": self.names, "complete": self.complete, "skip": self.skip}
 
 
-@dataclass(frozen=True)
-class Recalled:
+class Recalled(NamedTuple):
     """What is known about a suite.
 
     :ivar level: the warm level to try: ``collection`` or ``imports``.

@@ -9,7 +9,6 @@ import time
 import pytest
 
 from pytest_forkd.compat.xdist_schedulers import run_again, take_out
-from pytest_forkd.controller.crash_report import crash_report
 from pytest_forkd.controller.nodes import ForkdWorkerController
 from pytest_forkd.controller.run import Run, RunLost
 from pytest_forkd.scheduling import ForkdScheduling
@@ -142,6 +141,8 @@ class WorkerEnds:
             # A plugin's server (pytest-rerunfailures has one) may not have read the worker's last
             # data yet, which decides whether the test is run again.
             time.sleep(_SERVER_GRACE)
+        from pytest_forkd.controller.crash_report import crash_report  # most runs have no crash
+
         report = crash_report(nodeid, node)
         hook = self._config.hook
         hook.pytest_handlecrashitem(crashitem=nodeid, report=report, sched=self._run.sched)

@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from pytest_forkd.forkd.answers import ID, TAG
 from pytest_forkd.forkd.errors import ForkdError
 from pytest_forkd.runtime.proc_stat import read_stat
+from pytest_forkd.runtime.user_directories import user_state
 
 __all__ = ["Records", "Run", "is_run_tag", "make_run_tag", "process_identity", "state_directory"]
 
@@ -277,9 +278,7 @@ def process_identity(pid: int) -> str | None:
 
 def state_directory() -> Path:
     """The directory of this user's lists about daemons."""
-    from platformdirs import user_state_path  # only runs on daemons need it
-
-    return user_state_path("pytest-forkd", appauthor=False) / "forkd"
+    return user_state() / "forkd"
 
 
 def _host() -> str:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
 from pytest_forkd.backends.base import BackendError
+from pytest_forkd.runtime.user_directories import user_cache
 
 __all__ = ["KINDS", "Artifact", "ArtifactStore", "stamps"]
 
@@ -117,7 +117,7 @@ class ArtifactStore:
     @classmethod
     def find(cls) -> ArtifactStore:
         """The store in the user's cache directory: ``XDG_CACHE_HOME``, else ``~/.cache``."""
-        return cls(user_cache_path("pytest-forkd", appauthor=False))
+        return cls(user_cache())
 
     def get(self, kind: str, name: str) -> Artifact | None:
         """The entry with a name; ``None`` if it was not built."""

@@ -12,7 +12,7 @@ import select
 import signal
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_forkd.runtime.proc_stat import read_stat
 
@@ -24,8 +24,7 @@ _ENDED = ("Z", "X", "x")
 _STOPPED = ("T", "t")
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """What a process is doing.
 
     :ivar state: the letter of its state, see proc_pid_stat(5).

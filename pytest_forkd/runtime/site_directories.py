@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import sysconfig
 
 __all__ = ["site_directories", "site_prefixes"]
 
@@ -16,7 +15,7 @@ _found: dict[tuple[str, ...], tuple[str, ...]] = {}
 def site_directories() -> tuple[str, ...]:
     """The directories that installers write to, as they are named on the path.
 
-    :returns: those of the interpreter, those called ``site-packages`` or ``dist-packages``, and
+    :returns: those called ``site-packages`` or ``dist-packages``, and
         targets of ``pip install --target``: directories that hold the record of a distribution, and
         do not contain the working directory. Packages in editable installs are elsewhere; only
         their records are in these directories.
@@ -24,11 +23,12 @@ def site_directories() -> tuple[str, ...]:
     key = (os.getcwd() if os.path.isdir(".") else "", *sys.path)
     found = _found.get(key)
     if found is None:
-        folders = dict.fromkeys(
-            path for name in ("purelib", "platlib") if (path := sysconfig.get_path(name))
-        )
+        folders: dict[str, None] = {}
+        own = os.path.dirname(os.__file__)  # the standard library
         for entry in sys.path:
-            if entry.endswith(("site-packages", "dist-packages")) or _is_target(entry, key[0]):
+            if entry.endswith(("site-packages", "dist-packages")) or (
+                not entry.startswith(own) and _is_target(entry, key[0])
+            ):
                 folders[entry] = None
         found = _found[key] = tuple(folders)
     return found
@@ -36,12 +36,7 @@ def site_directories() -> tuple[str, ...]:
 
 def _is_target(entry: str, here: str) -> bool:
     """Whether this directory looks like a target of ``pip install --target``."""
-    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
-    if (
-        not os.path.isabs(entry)
-        or entry.startswith(own)
-        or os.path.join(here, "").startswith(os.path.join(entry, ""))
-    ):
+    if not os.path.isabs(entry) or os.path.join(here, "").startswith(os.path.join(entry, "")):
         return False
     with contextlib.suppress(OSError), os.scandir(entry) as children:
         return any(

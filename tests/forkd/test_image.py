@@ -32,7 +32,7 @@ LEFT_OUT = re.compile(
 )
 DISTRIBUTIONS = (
     *("pip", "pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest-xdist", "execnet"),
-    *("filelock", "msgspec", "platformdirs", "exceptiongroup", "tomli", "typing_extensions"),
+    *("filelock", "msgspec", "exceptiongroup", "tomli", "typing_extensions"),
 )
 #: A forkd that starts the warm-up command in the image, as the agent does, and asks the parent.
 FORKD = """#!{python}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pytest_forkd.compat import selftest
+from pytest_forkd.compat.versions import versions
 from tests.conftest import Runner
 
 #: A plugin that takes away a name which pytest itself has no more use for by then.
@@ -54,7 +55,7 @@ def test_libraries_that_are_known_are_not_looked_into_again(
     pytester.makepyfile(test_it="def test_it(): pass", old_pluggy="")
     run("-pold_pluggy").assert_outcomes(passed=1)
     kept = pytester.path / ".pytest_cache/v/forkd/internals"
-    assert json.loads(kept.read_text()) == selftest.versions()
+    assert json.loads(kept.read_text()) == versions()
     before = kept.stat().st_mtime_ns
     pytester.makepyfile(
         old_pluggy="""

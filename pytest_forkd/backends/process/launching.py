@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest_forkd
 from pytest_forkd.backends.base import BackendError
@@ -27,8 +26,7 @@ __all__ = ["RUNTIME_FILES", "Keep", "disown", "launch", "runtime_directory", "wa
 RUNTIME_FILES = ("parent", "probe")
 
 
-@dataclass(frozen=True)
-class Keep:
+class Keep(NamedTuple):
     """Whether and how parents are kept.
 
     :ivar seconds: how long a parent is kept after a run; 0 if it ends with the run.

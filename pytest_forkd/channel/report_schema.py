@@ -6,7 +6,6 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 
-from pytest_forkd.channel.bounds import shown
 from pytest_forkd.channel.events import unpack_object, unpack_report
 from pytest_forkd.channel.schema import (
     Int,
@@ -17,7 +16,7 @@ from pytest_forkd.channel.schema import (
     convert,
 )
 
-__all__ = ["check_report", "check_warning", "unpack_output"]
+__all__ = ["check_report", "check_warning"]
 
 _Pairs = list[tuple[Any, Any]]
 
@@ -144,24 +143,4 @@ def check_warning(packed: str) -> dict[str, Any]:
     if not isinstance(data["message_args"], (tuple, list, type(None))):
         raise ValueError("arguments of a warning that are no list")
     checked: dict[str, Any] = data
-    return checked
-
-
-class _Output(TypedDict):
-    exitstatus: Int
-    shouldfail: bool | str
-    shouldstop: bool | str
-
-
-def unpack_output(packed: str) -> dict[str, Any]:
-    """Unpack and check a ``workeroutput``; plugins may have added any builtins to it.
-
-    :raises ValueError: if xdist could not use it.
-    """
-    output = unpack_object(packed)
-    convert(output, _Output)
-    checked: dict[str, Any] = output
-    for name in ("shouldfail", "shouldstop"):
-        if isinstance(checked[name], str):
-            checked[name] = shown(checked[name])
     return checked

@@ -16,7 +16,7 @@ from pytest_forkd.backends.base import WorkerEnd
 from pytest_forkd.channel.bounds import line as one_line
 from pytest_forkd.channel.bounds import shown
 from pytest_forkd.channel.messages import Finished, Unconfigured
-from pytest_forkd.channel.report_schema import unpack_output
+from pytest_forkd.channel.worker_output import unpack_output
 from pytest_forkd.controller.collector_losses import CollectorLosses, CollectorLost
 from pytest_forkd.controller.early_imports import EarlyImports
 from pytest_forkd.controller.nodes import ForkdWorkerController
@@ -132,7 +132,7 @@ class CollectorAnswers:
         warm = answer["warm"]
         run = self._run
         run.level = str(warm["level"])
-        self._events.workers_collect = run.level == "imports"
+        self._events.collection.workers_collect = run.level == "imports"
         nodes = list(run.nodes.nodes.values())
         if run.level == "collection":
             nodes = self.take_collection(warm, nodes)
@@ -165,18 +165,19 @@ class CollectorAnswers:
         """
         run = self._run
         ids = [str(nodeid) for nodeid in warm["ids"]]
-        if self._events.ids is not None:
-            if ids != self._events.ids:
+        if self._events.collection.ids is not None:
+            if ids != self._events.collection.ids:
                 raise CollectorLost("the collector's replacement found different tests")
             return nodes
-        self._events.ids = ids
+        self._events.collection.ids = ids
         try:
-            self._events.take_fixtures(warm["fixtures"])
+            self._events.collection.take_fixtures(warm["fixtures"])
         except BadEvent as exc:
             _refuse(str(exc))
         warn_about(warm["findings"], run.config, run.warn)
         self._early.learn(warm["modules"], complete=True)
         run.memory.remember_seconds(warm["seconds"])
+        run.gain.collected(warm["seconds"])
         self._take_events(nodes[0], warm["events"])
         return self._choose_nodes(nodes, ids)
 

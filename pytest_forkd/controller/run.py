@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_forkd.channel.deselected import DeselectedItem
     from pytest_forkd.controller.node_manager import ForkdNodeManager
     from pytest_forkd.controller.nodes import ForkdWorkerController
+    from pytest_forkd.controller.run_gain import RunGain
     from pytest_forkd.controller.suite_memory import WarmMemory
     from pytest_forkd.scheduling.durations import Durations
 
@@ -43,6 +44,7 @@ class Run(Listener, Protocol):
     shouldstop: bool | str
     level: str | None
     durations: Durations
+    gain: RunGain
     memory: WarmMemory
 
     @property

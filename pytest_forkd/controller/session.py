@@ -24,6 +24,7 @@ from pytest_forkd.controller.early_imports import EarlyImports
 from pytest_forkd.controller.internals import remember_internals
 from pytest_forkd.controller.node_manager import ForkdNodeManager
 from pytest_forkd.controller.nodes import ForkdWorkerController
+from pytest_forkd.controller.run_gain import RunGain
 from pytest_forkd.controller.settings import Settings
 from pytest_forkd.controller.suite_memory import WarmMemory, finding_line
 from pytest_forkd.controller.worker_ends import WorkerEnds
@@ -67,6 +68,8 @@ class ForkdSession(DistSession):
         self.memory = WarmMemory(config, settings.keep_ignore_env)
         self._recalled = self.memory.recall(settings.warm, backend.min_shared_collection_seconds)
         self.durations = Durations(None, self.warn)
+        self.gain = RunGain()
+        self._origin = ""
         self._estimates: Estimates | None = None
         self._reserve: Reserve[ForkdWorkerController] = Reserve(self._call_reserve)
         self.events = WorkerEvents(self)
@@ -145,6 +148,7 @@ class ForkdSession(DistSession):
             origin = self.backend.describe_parent()
         except BackendError as exc:  # a kept parent was of no use, and no other can be made
             raise pytest.UsageError(f"pytest-forkd: {exc}") from exc
+        self._origin = origin
         if origin:
             line += f", {origin}"
         if self._recalled.finding is not None:
@@ -158,7 +162,7 @@ class ForkdSession(DistSession):
             if self.nodemanager is not None:
                 self.nodemanager.expect_end()
             # Do this while the workers end, since freeing their memory takes time.
-            self.durations.save(self.events.ids or ())
+            self.durations.save(self.events.collection.ids or ())
             self.durations = Durations(None, self.warn)  # fewer objects for the garbage collector
             self._estimates = None
             end_when_nothing_is_found()
@@ -217,7 +221,7 @@ class ForkdSession(DistSession):
         if self._estimates is None:
             known = self.durations.known(ids)
             self._estimates = Estimates(
-                ids, known, self.events.fixtures, self.durations.fixtures, split_scope
+                ids, known, self.events.collection.fixtures, self.durations.fixtures, split_scope
             )
         return self._estimates
 
@@ -344,7 +348,13 @@ class ForkdSession(DistSession):
     def worker_collectionfinish(self, node: Any, ids: Any) -> None:
         """A worker is ready to be given tests."""
         super().worker_collectionfinish(node, ids)
+        self.gain.ready()
         top_up(self.sched)
+
+    def worker_runtest_protocol_complete(self, node: Any, item_index: int, duration: float) -> None:
+        """A test has been run."""
+        self.gain.ran(node.gateway.id, duration, lambda: self.events.nodeid(node, item_index))
+        super().worker_runtest_protocol_complete(node, item_index, duration)
 
     def worker_unscheduled(self, node: Any, indices: Any) -> None:
         """A worker has given tests back; if it has died since, the scheduler has them already."""
@@ -355,6 +365,15 @@ class ForkdSession(DistSession):
             super().worker_unscheduled(node, indices)
 
     # -- what is shown -------------------------------------------------------------------------
+
+    @pytest.hookimpl
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What the workers were good for, but for ``-q``; with ``-v``, each of them."""
+        super().pytest_terminal_summary(terminalreporter)
+        verbose = self.config.option.verbose
+        if verbose >= 0 and not self.config.option.no_summary:
+            for line in self.gain.lines(self._origin, workers=verbose > 0):
+                terminalreporter.write_line(line)
 
     def warn(self, text: str) -> None:
         """Have the summary show a warning; the run goes on even if warnings are errors."""

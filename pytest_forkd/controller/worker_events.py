@@ -8,7 +8,6 @@ exception in a plugin's hook is not the worker's fault, and ends the run as it w
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,27 +15,21 @@ from typing import Any
 import pytest
 
 from pytest_forkd.channel import messages
-from pytest_forkd.channel.bounds import MAX_COLLECTED_BYTES, MAX_MESSAGE_BYTES, MAX_VALUES, shown
+from pytest_forkd.channel.bounds import MAX_COLLECTED_BYTES, MAX_MESSAGE_BYTES, shown
 from pytest_forkd.channel.bounds import line as one_line
-from pytest_forkd.channel.deselected import deselected_items
-from pytest_forkd.channel.report_schema import check_report, check_warning, unpack_output
 from pytest_forkd.channel.short_reports import PassedReports
+from pytest_forkd.channel.worker_output import unpack_output
+from pytest_forkd.controller.collection_events import CollectionEvents, Tell
 from pytest_forkd.controller.nodes import ForkdWorkerController
-from pytest_forkd.controller.received_warnings import rebuild_warning
 from pytest_forkd.controller.run import Run
 from pytest_forkd.controller.worker_errors import BadEvent, describe, show_internal_error
-from pytest_forkd.scheduling import SharedFixtures
 
 __all__ = ["WorkerEvents"]
-
 
 #: How many events a worker may send between the starts of two tests: subtest reports, warnings.
 _MAX_CHATTER = 500_000
 #: Internal errors of one worker; each is shown.
 _MAX_INTERNAL_ERRORS = 100
-
-#: A call that passes a checked event on to the session; ``None`` if there is nothing to do.
-_Tell = Callable[[], object] | None
 
 
 class WorkerEvents:
@@ -52,19 +45,32 @@ class WorkerEvents:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._config = run.config
-        #: The ids of the items, as all workers have them; ``None`` until they are known.
-        self.ids: list[str] | None = None
-        #: Which fixtures they share.
-        self.fixtures = SharedFixtures()
-        self._deselecting: ForkdWorkerController | None = None
-        self._deselected = 0
-        #: Whether workers collect for themselves.
-        self.workers_collect = False
+        #: What workers tell of their collection, and what is known of it.
+        self.collection = CollectionEvents(run, self._deserialize)
         self._passed = PassedReports(
             self._config.hook.pytest_report_from_serializable, self._deserialize
         )
-        self._handlers: dict[type, Callable[[ForkdWorkerController, Any], _Tell]] = {
-            cls: getattr(self, f"_on_{name}") for cls, name in messages.names_of_events().items()
+        self._handlers: dict[type, Callable[[ForkdWorkerController, Any], Tell]] = {
+            messages.Ready: self.collection.on_ready,
+            messages.CollectReport: self.collection.on_report,
+            messages.Deselected: self.collection.on_deselected,
+            messages.Ids: self.collection.on_ids,
+            messages.Collection: self.collection.on_collection,
+            messages.Start: self._on_start,
+            messages.Logstart: self._on_logstart,
+            messages.Passed: self._on_passed,
+            messages.Report: self._on_report,
+            messages.Logfinish: self._on_logfinish,
+            messages.Complete: self._on_complete,
+            messages.Want: self._on_want,
+            messages.Fixture: self._on_fixture,
+            messages.Warned: self._on_warning,
+            messages.Unscheduled: self._on_unscheduled,
+            messages.Exhausted: self._on_exhausted,
+            messages.Interrupted: self._on_interrupted,
+            messages.InternalError: self._on_internal_error,
+            messages.Unconfigured: self._on_unconfigured,
+            messages.Finished: self._on_finished,
         }
 
     def receive(self, node: ForkdWorkerController, payload: bytes) -> None:
@@ -115,16 +121,6 @@ class WorkerEvents:
             if tell is not None:
                 tell()
 
-    def take_fixtures(self, table: Any) -> None:
-        """Remember which fixtures items share.
-
-        :raises BadEvent: if the table is invalid.
-        """
-        try:
-            self.fixtures = SharedFixtures.from_json(table, len(self.ids or ()))
-        except ValueError as exc:
-            raise BadEvent(str(exc)) from exc
-
     def nodeid(self, node: ForkdWorkerController, index: int | None) -> str:
         """The id of a node's item, checked."""
         ids = node.ids
@@ -140,7 +136,7 @@ class WorkerEvents:
 
     # -- tests ---------------------------------------------------------------------------------
 
-    def _on_start(self, node: ForkdWorkerController, event: messages.Start) -> _Tell:
+    def _on_start(self, node: ForkdWorkerController, event: messages.Start) -> Tell:
         index = event.index
         nodeid = self.nodeid(node, index)
         if index not in node.given:
@@ -156,11 +152,11 @@ class WorkerEvents:
         node.passed = None
         return partial(self._run.worker_logstart, node, nodeid, event.location)
 
-    def _on_logstart(self, node: ForkdWorkerController, event: messages.Logstart) -> _Tell:
+    def _on_logstart(self, node: ForkdWorkerController, event: messages.Logstart) -> Tell:
         self._check_current(node, event.nodeid)
         return partial(self._run.worker_logstart, node, event.nodeid, event.location)
 
-    def _on_logfinish(self, node: ForkdWorkerController, event: messages.Logfinish) -> _Tell:
+    def _on_logfinish(self, node: ForkdWorkerController, event: messages.Logfinish) -> Tell:
         current = self._current(node)
         if event.nodeid is not None:
             self._check_current(node, event.nodeid)
@@ -173,7 +169,9 @@ class WorkerEvents:
         if nodeid != self._current(node):
             raise BadEvent(f"it speaks of {nodeid!r}, which it does not run")
 
-    def _on_report(self, node: ForkdWorkerController, event: messages.Report) -> _Tell:
+    def _on_report(self, node: ForkdWorkerController, event: messages.Report) -> Tell:
+        from pytest_forkd.channel.report_schema import check_report  # most runs have no failure
+
         data = check_report(event.data, of_test=True)
         self._check_current(node, data["nodeid"])
         for name, value in self._added(node).items():
@@ -184,13 +182,13 @@ class WorkerEvents:
             raise BadEvent("not a test report")
         return self._report(node, report)
 
-    def _report(self, node: ForkdWorkerController, report: pytest.TestReport) -> _Tell:
+    def _report(self, node: ForkdWorkerController, report: pytest.TestReport) -> Tell:
         if node.running is not None:
             node.last_report = report
         return self._hold(node, partial(self._run.worker_testreport, node, report))
 
     @staticmethod
-    def _hold(node: ForkdWorkerController, tell: Callable[[], None]) -> _Tell:
+    def _hold(node: ForkdWorkerController, tell: Callable[[], None]) -> Tell:
         # Hold reports back until the test has ended: if it crashes its worker, its outcome is the
         # crash, and these reports become part of that.
         if node.running is None:
@@ -206,7 +204,7 @@ class WorkerEvents:
             "testrun_uid": node.workerinput["testrunuid"],
         }
 
-    def _on_passed(self, node: ForkdWorkerController, event: messages.Passed) -> _Tell:
+    def _on_passed(self, node: ForkdWorkerController, event: messages.Passed) -> Tell:
         if node.running is None:
             raise BadEvent("no report of a running item")
         if event.keywords is not None:
@@ -227,11 +225,11 @@ class WorkerEvents:
             raise BadEvent("not a report")
         return report
 
-    def _on_complete(self, node: ForkdWorkerController, event: messages.Complete) -> _Tell:
+    def _on_complete(self, node: ForkdWorkerController, event: messages.Complete) -> Tell:
         index = event.index
         if node.running is None or node.running != index:
             raise BadEvent(f"item {index} was not running")
-        if event.phases is not None and node.ids is self.ids:
+        if event.phases is not None and node.ids is self.collection.ids:
             self._run.durations.record(index, list(event.phases))
         node.running = node.passed = None
         return partial(self._complete, node, index, event.seconds)
@@ -246,17 +244,18 @@ class WorkerEvents:
         for tell in held:
             tell()
 
-    def _on_want(self, node: ForkdWorkerController, event: messages.Want) -> _Tell:
+    def _on_want(self, node: ForkdWorkerController, event: messages.Want) -> Tell:
         index = event.index
         if index is not None and index != node.running and index not in node.given:
             raise BadEvent(f"item {index} is not its to run")
         return partial(self._run.worker_wants, node, index)
 
-    def _on_fixture(self, node: ForkdWorkerController, event: messages.Fixture) -> _Tell:
+    def _on_fixture(self, node: ForkdWorkerController, event: messages.Fixture) -> Tell:
         self._run.durations.record_fixture(event.key, event.seconds)
+        self._run.gain.set_up(event.key, event.seconds)
         return None
 
-    def _on_unscheduled(self, node: ForkdWorkerController, event: messages.Unscheduled) -> _Tell:
+    def _on_unscheduled(self, node: ForkdWorkerController, event: messages.Unscheduled) -> Tell:
         if not node.asked_back:
             raise BadEvent("nothing was to be given back")
         asked = node.asked_back.popleft()
@@ -269,30 +268,10 @@ class WorkerEvents:
                 raise BadEvent(f"item {index} is not its to give back")
         return partial(self._run.worker_unscheduled, node, indices)
 
-    # -- collection ----------------------------------------------------------------------------
+    def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> Tell:
+        from pytest_forkd.channel.report_schema import check_warning  # most runs have no warning
+        from pytest_forkd.controller.received_warnings import rebuild_warning
 
-    def _on_collectreport(
-        self, node: ForkdWorkerController, event: messages.CollectReport
-    ) -> _Tell:
-        if node.ids is not None:
-            raise BadEvent("it has collected already")
-        data = check_report(event.data, of_test=False)
-        report = self._deserialize(data)
-        if not isinstance(report, pytest.CollectReport) or report.passed:
-            raise BadEvent("not a collection report")
-        return partial(self._run.worker_collectreport, node, report)
-
-    def _on_deselected(self, node: ForkdWorkerController, event: messages.Deselected) -> _Tell:
-        # Every worker that collects for itself deselects the same items.
-        if self._deselecting not in (None, node):
-            return None
-        self._deselecting = node
-        self._deselected += len(event.items)
-        if self._deselected > MAX_VALUES:
-            raise BadEvent(f"more than {MAX_VALUES} tests")
-        return partial(self._run.add_deselected, deselected_items(event.items))
-
-    def _on_warning(self, node: ForkdWorkerController, event: messages.Warned) -> _Tell:
         message = rebuild_warning(check_warning(event.data))
         if event.when == "runtest" and event.nodeid:
             self._check_current(node, event.nodeid)
@@ -304,83 +283,32 @@ class WorkerEvents:
             event.location,
         )
 
-    def _on_ready(self, node: ForkdWorkerController, event: messages.Ready) -> _Tell:
-        if node.ready_at is not None:
-            raise BadEvent("it has said so before")
-        node.ready_at = time.monotonic()
-        info: Any = {
-            name: shown(value) if isinstance(value, str) else value
-            for name, value in event.info.items()
-        }
-        sched = self._run.sched
-        if self.workers_collect and sched is not None and sched.collection_is_completed:
-            # A replacement: schedulers must get it and its collection at the same time.
-            node.ready = info
-            return None
-        if self.ids is None or self.workers_collect:
-            return partial(self._run.worker_workerready, node, info)
-        node.ids = self.ids
-        return partial(self._join, node, info, self.ids)
-
-    def _join(self, node: ForkdWorkerController, info: Any, ids: list[str]) -> None:
-        if info is not None:
-            self._run.worker_workerready(node, info)
-        self._run.worker_collectionfinish(node, ids)
-
-    def _on_ids(self, node: ForkdWorkerController, event: messages.Ids) -> _Tell:
-        self._check_collecting(node)
-        node.collected += event.ids
-        if len(node.collected) > MAX_VALUES:
-            raise BadEvent(f"more than {MAX_VALUES} tests")
-        return None
-
-    def _on_collection(self, node: ForkdWorkerController, event: messages.Collection) -> _Tell:
-        self._check_collecting(node)
-        ids = node.collected + event.ids
-        node.collected = []
-        fixtures = event.fixtures
-        if self.ids is None:
-            table = SharedFixtures.from_json(fixtures, len(ids))
-            self.ids = ids
-            self.fixtures = table
-            assert node.ready_at is not None
-            self._run.memory.remember_seconds(time.monotonic() - node.ready_at)
-        elif fixtures is not None and ids == self.ids:
-            self.take_fixtures(fixtures)
-        node.ids = self.ids if ids == self.ids else ids
-        node.heard = 0
-        return partial(self._join, node, node.ready, node.ids)
-
-    def _check_collecting(self, node: ForkdWorkerController) -> None:
-        if not self.workers_collect or node.ready_at is None or node.ids is not None:
-            raise BadEvent("no collection was asked for")
-
     # -- ends ----------------------------------------------------------------------------------
 
-    def _on_exhausted(self, node: ForkdWorkerController, event: messages.Exhausted) -> _Tell:
+    def _on_exhausted(self, node: ForkdWorkerController, event: messages.Exhausted) -> Tell:
         if not node.begun:  # without any progress, machines could be replaced for ever
             raise BadEvent("it has run nothing")
         node.exhausted = one_line(event.text)
         return None
 
-    def _on_interrupted(self, node: ForkdWorkerController, event: messages.Interrupted) -> _Tell:
+    def _on_interrupted(self, node: ForkdWorkerController, event: messages.Interrupted) -> Tell:
         node.interruption = (event.kind, shown(event.message), event.returncode)
         return self._run.stop_dealing
 
     def _on_internal_error(
         self, node: ForkdWorkerController, event: messages.InternalError
-    ) -> _Tell:
+    ) -> Tell:
         node.internal_errors += 1
         if node.internal_errors > _MAX_INTERNAL_ERRORS:
             raise BadEvent(f"more than {_MAX_INTERNAL_ERRORS} of them")
         return partial(show_internal_error, self._config, shown(event.text))
 
-    def _on_unconfigured(self, node: ForkdWorkerController, event: messages.Unconfigured) -> _Tell:
-        if not self.workers_collect or node.ready_at is not None:
+    def _on_unconfigured(self, node: ForkdWorkerController, event: messages.Unconfigured) -> Tell:
+        if not self.collection.workers_collect or node.ready_at is not None:
             raise BadEvent("its session has begun")
         return partial(self._run.worker_unconfigured, node, event.usage, shown(event.text))
 
-    def _on_finished(self, node: ForkdWorkerController, event: messages.Finished) -> _Tell:
+    def _on_finished(self, node: ForkdWorkerController, event: messages.Finished) -> Tell:
         output = unpack_output(event.workeroutput)
         stopped = node.interruption is not None or node.internal_errors > 0
         if node.running is not None and not stopped:

@@ -81,7 +81,7 @@ class Reserve(Generic[_Node]):
         count = len(nodes)
         if count > 1 and len(ids) * Estimates.LEAST < 2 * count * WORTH_A_WORKER:
             seconds = estimate(ids).total()
-            count = workers_worth(seconds, count, _processors())
+            count = workers_worth(seconds, count, available_processors())
             self._expected = (seconds or 0.0) / count
         self._nodes = nodes[count:]
         self._at_work = count
@@ -107,7 +107,7 @@ class Reserve(Generic[_Node]):
             events.put_later(seconds, ("reserve_due", {}))
 
 
-def _processors() -> int:
+def available_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -164,7 +164,7 @@ def test_whatever_a_worker_sends_is_about_its_own_test_or_ends_it(
 ) -> None:
     session: Any = Session(request.config)
     node, events = Node(), worker_events.WorkerEvents(session)
-    events.ids = IDS
+    events.collection.ids = IDS
     hook = request.config.hook
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_events, "show_internal_error", lambda config, text: None)
@@ -192,6 +192,11 @@ def test_whatever_a_worker_sends_is_about_its_own_test_or_ends_it(
             assert arguments[1] in node.begun
         elif name == "add_deselected":
             assert all(isinstance(item.nodeid, str) and item.keywords for item in arguments[0])
+
+
+def test_every_event_has_a_handler(request: pytest.FixtureRequest) -> None:
+    session: Any = Session(request.config)
+    assert worker_events.WorkerEvents(session)._handlers.keys() == names_of_events().keys()
 
 
 def test_every_event_has_a_sample() -> None:

@@ -77,7 +77,7 @@ def statuses() -> list[dict[str, Any]]:
 
 def origin(result: pytest.RunResult) -> str:
     """What the header says about the parent."""
-    [line] = [line for line in result.outlines if line.startswith("forkd: ")]
+    [line] = [line for line in result.outlines if re.match(r"forkd: .* process backend, ", line)]
     return line.split("process backend, ", 1)[1]
 
 

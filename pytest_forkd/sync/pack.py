@@ -33,7 +33,8 @@ def pack(what: Difference, *, compress: bool = True) -> Iterator[bytes]:
     """The bytes of a difference, piece by piece; files are read while they are packed.
 
     :param compress: false if the guest is on this machine, where compressing is not worth it.
-    :raises SyncError: if a file has gone or become unreadable since it was scanned.
+    :raises SyncError: if a file that the guest has, too, has gone since it was scanned, or any file
+        has become unreadable.
     """
     deflate = zlib.compressobj(_LEVEL if compress else 0)
     piece = bytearray(MAGIC)
@@ -54,15 +55,20 @@ def _records(what: Difference) -> Iterator[bytes]:
         absolute = os.path.join(os.fsencode(what.tree.root), name)
         try:
             if what.tree.manifest[path].kind == "link":
+                target = os.readlink(absolute)
                 yield _header(LINK, name)
-                yield from _content([os.readlink(absolute)])
+                yield from _content([target])
             else:
                 yield from _file(name, absolute)
         except OSError as exc:
-            shown = name.decode("utf-8", "backslashreplace")
-            raise SyncError(
-                f"{shown} changed while the working tree was being sent ({exc.strerror}); run again"
-            ) from exc
+            # A new file that has gone again is an editor's or a tool's temporary file, most likely:
+            # the guest does not have it either.
+            if not isinstance(exc, FileNotFoundError) or path in what.have:
+                shown = name.decode("utf-8", "backslashreplace")
+                raise SyncError(
+                    f"{shown} changed while the working tree was being sent ({exc.strerror}); "
+                    "run again"
+                ) from exc
     yield _header(END, b"")
 
 

@@ -598,12 +598,21 @@ def test_a_guest_cannot_send_anything_for_a_manifest(data: Any) -> None:
         manifest_from_json(data)
 
 
-def test_a_file_that_goes_while_it_is_sent_is_named(tmp_path: Path) -> None:
-    write(tmp_path, a="1")
-    what = difference(scan.scan(str(tmp_path)), {})
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_file_that_goes_while_it_is_sent_is_named(tmp_path: Path, kind: str) -> None:
+    """If the guest has it, and would keep it; a new one, such as an editor's, is left out."""
+    write(tmp_path, a="1", b="2")
+    if kind == "link":
+        (tmp_path / "a").unlink()
+        (tmp_path / "a").symlink_to("b")
+    working = scan.scan(str(tmp_path))
     (tmp_path / "a").unlink()
     with pytest.raises(scan.SyncError, match="a changed while the working tree was being sent"):
-        list(pack(what))
+        list(pack(difference(working, {"a": TreeEntry("file", 0o644, 7, "other")})))
+    with tempfile.TemporaryDirectory() as guest:
+        applied = apply.apply(guest, pack(difference(working, {})))
+        assert applied.written == 1
+        assert os.listdir(guest) == ["b"]
 
 
 def test_a_large_tree_is_scanned_fast(tmp_path: Path) -> None:

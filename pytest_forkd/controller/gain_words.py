@@ -16,8 +16,9 @@ _ENOUGH = 0.4
 class Times:
     """Where a run's time went, in seconds.
 
-    :ivar wall: from the start of the session to the end of the last test.
+    :ivar wall: from the start of the session to the summary.
     :ivar before: of these, what had passed when the workers could begin.
+    :ivar after: of these, what has passed since the end of the last test.
     :ivar collection: of these, what the collection took, if it was made once for all workers.
     :ivar tests: what all tests took together.
     :ivar longest: what the longest test took.
@@ -29,6 +30,7 @@ class Times:
 
     wall: float
     before: float
+    after: float
     collection: float | None
     tests: float
     longest: float
@@ -38,6 +40,11 @@ class Times:
     processors: int
 
     @property
+    def running(self) -> float:
+        """Seconds in which workers could run tests."""
+        return self.wall - self.before - self.after
+
+    @property
     def gain(self) -> float:
         """How many times faster the run was than its tests one after another."""
         return self.tests / self.wall if self.wall > 0 else 0.0
@@ -45,7 +52,7 @@ class Times:
     @property
     def busy(self) -> float:
         """The part of their time that the workers spent in tests; at most 1."""
-        possible = (self.wall - self.before) * self.workers
+        possible = self.running * self.workers
         return min(1.0, self.tests / possible) if possible > 0 else 1.0
 
     def bound(self) -> str | None:
@@ -54,12 +61,13 @@ class Times:
             return None
         if self.workers == 1:
             return "there was one worker"
-        running = self.wall - self.before
         if self.collection is not None and self.collection >= _ENOUGH * self.wall:
             return f"collecting took {self.collection:.2f} s"
         if self.before >= _ENOUGH * self.wall:
             return f"the workers could begin after {self.before:.2f} s"
-        if self.longest >= 2 * _ENOUGH * running:
+        if self.after >= _ENOUGH * self.wall:
+            return f"ending the session took {self.after:.2f} s"
+        if self.longest >= 2 * _ENOUGH * self.running:
             return f"{self.name} took {self.longest:.2f} s"
         if self.repeated >= _ENOUGH * self.tests:
             return f"setting up shared fixtures again took {self.repeated:.2f} s"
@@ -99,8 +107,7 @@ def worker_line(times: Times, name: str, tests: int, busy: float) -> str:
     :param tests: how many tests it has run.
     :param busy: seconds that these took.
     """
-    running = times.wall - times.before
-    part = busy / running if running > 0 else 1.0
+    part = busy / times.running if times.running > 0 else 1.0
     noun = "test" if tests == 1 else "tests"
     return f"forkd: {name} ran {tests} {noun} in {busy:.2f} s, {_percent(part)} busy"
 

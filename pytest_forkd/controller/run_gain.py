@@ -63,10 +63,12 @@ class RunGain:
 
         if not self._workers:
             return None
+        now = self._clock()
         ready = self._began if self._ready is None else self._ready
         return Times(
-            wall=self._ended - self._began,
+            wall=now - self._began,
             before=ready - self._began,
+            after=now - self._ended,
             collection=self._collection,
             tests=sum(busy for _tests, busy in self._workers.values()),
             longest=self._longest,

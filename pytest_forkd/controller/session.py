@@ -366,7 +366,7 @@ class ForkdSession(DistSession):
 
     # -- what is shown -------------------------------------------------------------------------
 
-    @pytest.hookimpl
+    @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What the workers were good for, but for ``-q``; with ``-v``, each of them."""
         super().pytest_terminal_summary(terminalreporter)

@@ -15,6 +15,7 @@ from pytest_forkd.controller.run_gain import RunGain
 GOOD = Times(
     wall=10.0,
     before=0.5,
+    after=0.0,
     collection=0.1,
     tests=36.0,
     longest=1.0,
@@ -33,6 +34,7 @@ GOOD = Times(
         ({"tests": 9.0, "workers": 1}, "there was one worker"),
         ({"tests": 4.0, "before": 6.0, "collection": 5.0}, "collecting took 5.00 s"),
         ({"tests": 4.0, "before": 6.0, "collection": None}, "the workers could begin after 6.00 s"),
+        ({"tests": 4.0, "after": 6.0}, "ending the session took 6.00 s"),
         ({"tests": 10.0, "longest": 9.0}, "test_it.py::test_long took 9.00 s"),
         ({"tests": 10.0, "repeated": 6.0}, "setting up shared fixtures again took 6.00 s"),
         ({"tests": 10.0, "processors": 1}, "4 workers share 1 processor"),

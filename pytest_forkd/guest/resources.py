@@ -66,15 +66,15 @@ class CrowdWatch:
         :param now: the time, by ``time.monotonic()``.
         """
         seen = self._seen
-        if crowd is None or not crowd.starved:
+        if crowd is None:
+            self._seen = self._starved_since = None
+            return False
+        if not crowd.starved:
             self._starved_since = None
         elif self._starved_since is None:
             self._starved_since = now
         elif now - self._starved_since >= _STARVED_LIMIT:
             return True
-        if crowd is None:
-            self._seen = None
-            return False
         if seen is None:
             self._seen, self._changed = crowd, now
             return False
@@ -116,21 +116,26 @@ class Resources:
             # "0.20 0.18 0.12 1/80 11206": 1 of 80 tasks (processes and threads) is running
             running, tasks = map(int, self._read("loadavg").split()[3].split("/"))
             allowed = min(int(self._read(f"sys/kernel/{n}")) for n in ("threads-max", "pid_max"))
-            starved = self._memory() < _LEAST_MEMORY
-            if tasks >= _CROWDED * allowed:
-                reason = f"it has {tasks} processes and threads, of {allowed} at most"
-                return Crowd(tasks, running, reason, starved)
-            if tasks > _MANY_TASKS and starved:
-                reason = f"it has {tasks} processes and threads, and no memory left"
-                return Crowd(tasks, running, reason, starved)
+            crowded = tasks >= _CROWDED * allowed
+            if crowded or tasks > _MANY_TASKS:  # else there is no need to read how much memory
+                starved = self._is_starved()
+                if crowded:
+                    reason = f"it has {tasks} processes and threads, of {allowed} at most"
+                    return Crowd(tasks, running, reason, starved)
+                if starved:
+                    reason = f"it has {tasks} processes and threads, and no memory left"
+                    return Crowd(tasks, running, reason, starved)
         except (OSError, ValueError, LookupError, AttributeError):
             pass  # no memory or descriptor left to read it, or another kind of kernel
         return None
 
-    def _memory(self) -> float:
-        """The fraction of the memory that is available."""
-        found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+)", self._read("meminfo"), re.M))
-        return int(found["MemAvailable"]) / int(found["MemTotal"])
+    def _is_starved(self) -> bool:
+        """Whether next to no memory is available; not if the kernel does not tell."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = self._read("meminfo")
+            found = dict(re.findall(r"^(MemTotal|MemAvailable): +(\d+)", text, re.M))
+            return int(found["MemAvailable"]) < _LEAST_MEMORY * int(found["MemTotal"])
+        return False
 
     def _mounts(self) -> list[str]:
         """Mount points of writable file systems."""

@@ -32,7 +32,7 @@ from pytest_forkd.backends.base import (
 )
 from pytest_forkd.channel.event_queue import EventQueue
 from pytest_forkd.machines import host as hosts
-from pytest_forkd.machines.fleet import CLOSE_LIMIT, Fleet
+from pytest_forkd.machines.fleet import Fleet
 from pytest_forkd.machines.guest_environment import for_guests
 from pytest_forkd.machines.guest_messages import ANSWERS
 from pytest_forkd.machines.host import Host, KnownMachine, Place
@@ -382,8 +382,3 @@ class MachinesBackend(Fleet, Backend):
         self._orders.clear()
         self._remove_all()
         self._mailbox.close(self._events)
-
-    def leftovers(self) -> list[str]:
-        if not self._unfinished:
-            return []
-        return [f"machines are still being removed after {CLOSE_LIMIT:g} seconds"]

@@ -243,6 +243,12 @@ class Fleet(abc.ABC):
         closer.join(CLOSE_LIMIT)
         self._unfinished = closer.is_alive()
 
+    def leftovers(self) -> list[str]:
+        """See :meth:`pytest_forkd.backends.base.Backend.leftovers`."""
+        if not self._unfinished:
+            return []
+        return [f"machines are still being removed after {CLOSE_LIMIT:g} seconds"]
+
     def _close_hosts(self) -> None:
         self._mailbox.finish()
         for host in self._all_hosts():

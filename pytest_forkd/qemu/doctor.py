@@ -37,14 +37,11 @@ def examine(kernel: str | None = None, workers: int | None = None) -> Iterator[C
     qemu = None
     try:
         qemu = find_qemu()
-        version = qemu_version(qemu)
-        yield (
-            Check("QEMU", "ok", f"{version} ({qemu})")
-            if is_new_enough(version)
-            else Check(
-                "QEMU", "problem", f"{version} ({qemu}) is too old", "Install QEMU 7.2 or later."
-            )
-        )
+        version = f"{qemu_version(qemu)} ({qemu})"
+        if is_new_enough(version):
+            yield Check("QEMU", "ok", version)
+        else:
+            yield Check("QEMU", "problem", f"{version} is too old", "Install QEMU 7.2 or later.")
     except BackendError as exc:
         yield _problem("QEMU", exc)
     found, shell = None, None

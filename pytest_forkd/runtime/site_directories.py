@@ -24,10 +24,10 @@ def site_directories() -> tuple[str, ...]:
     found = _found.get(key)
     if found is None:
         folders: dict[str, None] = {}
-        own = os.path.dirname(os.__file__)  # the standard library
+        own = os.path.join(os.path.dirname(os.__file__), "")  # the standard library
         for entry in sys.path:
             if entry.endswith(("site-packages", "dist-packages")) or (
-                not entry.startswith(own) and _is_target(entry, key[0])
+                not os.path.join(entry, "").startswith(own) and _is_target(entry, key[0])
             ):
                 folders[entry] = None
         found = _found[key] = tuple(folders)

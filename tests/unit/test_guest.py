@@ -278,6 +278,17 @@ def test_processes_that_leave_no_room_for_others(
     assert Resources(proc).exhausted() == told
 
 
+def test_a_kernel_that_does_not_tell_its_memory_still_tells_of_a_crowd(
+    proc: Path, places: Places
+) -> None:
+    """Memory is not asked for where there is room, and a crowd is one without it."""
+    (proc / "meminfo").unlink()
+    assert Resources(proc).crowd() is None
+    (proc / "loadavg").write_text("9.99 0.18 0.12 17/7500 11206\n")
+    reason = "it has 7500 processes and threads, of 7800 at most"
+    assert Resources(proc).crowd() == Crowd(7500, 17, reason, starved=False)
+
+
 @pytest.mark.parametrize(
     ("crowds", "stays"),
     [

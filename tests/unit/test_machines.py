@@ -30,7 +30,6 @@ from pytest_forkd.channel.mux import (
     data_frames,
     parse_control,
 )
-from pytest_forkd.machines import backend as machines_backend
 from pytest_forkd.machines import fleet
 from pytest_forkd.machines import host as hosts_module
 from pytest_forkd.machines import machine as machine_module
@@ -264,7 +263,6 @@ def test_a_host_that_does_not_let_go_is_not_waited_for_long(
 ) -> None:
     """The run ends, and says that something is left; it said nothing."""
     monkeypatch.setattr(fleet, "CLOSE_LIMIT", 0.1)
-    monkeypatch.setattr(machines_backend, "CLOSE_LIMIT", 0.1)
     quick, slow, let_go = FakeHost("quick", []), FakeHost("slow", []), threading.Event()
     monkeypatch.setattr(slow, "close", lambda: let_go.wait(10))
     for host, left in ((quick, []), (slow, ["machines are still being removed after 0.1 seconds"])):

@@ -73,11 +73,12 @@ def resource_findings(files: OpenFiles, known_fds: Iterable[int]) -> list[Findin
     :param known_fds: descriptors that are handled elsewhere, such as those of capture and of
         adapted plugins.
     """
+    threads = _threads()  # waits for those that are ending, which may close files
     opened = files.new([*known_fds, *_log_file_fds()])
     gpus = [target for _fd, target in opened if target in _GPU_FILES]
     return [
         *[Finding(_describe_gpu(target)) for target in gpus[:1]],
-        *_threads(),
+        *threads,
         *_open_files(opened, beside_gpu=bool(gpus)),
         *_event_loops(),
         *_native_threads(),

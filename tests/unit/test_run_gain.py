@@ -97,6 +97,21 @@ def test_the_line_of_a_run_that_gained_nothing() -> None:
     ]
 
 
+def test_the_end_of_a_session_counts_and_keeps_no_worker_busy() -> None:
+    clock = Clock()
+    gain = RunGain(clock)
+    gain.collected(0.1)
+    gain.ready()
+    clock.now = 102.0
+    for worker in ("gw0", "gw1"):
+        gain.ran(worker, 2.0, lambda: "test_it.py::test")
+    clock.now = 110.0
+    assert gain.lines("", workers=False) == [
+        "forkd: 2 workers, collected once in 0.10 s, 100 % busy, "
+        "no speed-up (4.00 s of tests in 10.00 s): ending the session took 8.00 s"
+    ]
+
+
 seconds = st.floats(0, 1e6)
 
 
